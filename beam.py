@@ -1,0 +1,157 @@
+"""Beam search: the most probable text that a model can be found to give (Graves 2012; Freitag & Al-Onaizan 2017).
+
+K hypotheses are kept for each prompt. A step extends each by every token, and of these K * V continuations
+the best by
+
+    log p(y_1 .. y_n | prompt) = sum_i log p(y_i | prompt, y_<i)
+
+go on. One that ends (with the end token, among the K best) is put aside with the score
+
+    sum_i log p(y_i) / length        length: "total"   prompt + text, the paper's code
+                                             "output"  text + end token, today's libraries
+                                             "none"    1, the poster
+
+and the search for a prompt stops when K have ended and the best of those still running, at its present length,
+is not above the worst of them. (Longer text may still win under a division by length; this is the
+heuristic that the paper's code and today's libraries share, under the name early_stopping=False.)
+
+Prompts of different lengths are padded on the right. No query of the prompt sees the padding, by causality;
+the later ones are kept from it by a mask. Left out: sampling, and everything else but the best hypothesis.
+
+Shapes: B prompts still searched, K beams, R = B * K rows, V vocabulary, S longest prompt.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from gpt2 import KVCache
+
+LENGTH_NORMS = ("total", "output", "none")
+
+
+@dataclass
+class Search:
+    """One prompt's search: what is running and what has ended."""
+
+    index: int  # the prompt's place in the caller's list
+    prompt_len: int
+    running: list[list[int]]  # up to K hypotheses, token ids without the prompt
+    ended: list[tuple[float, list[int]]] = field(default_factory=list)  # up to K (score, ids), best first
+
+    def length(self, n: int, norm: str, with_end: bool = True) -> int:
+        """What a sum of n log-probabilities is divided by. "total" does not count the end token, as in the
+        paper's code; "output" does, as in today's libraries."""
+        return {"total": self.prompt_len + n - with_end, "output": n, "none": 1}[norm]
+
+    def end(self, score: float, ids: list[int], beam_size: int) -> None:
+        """Put a hypothesis aside, keeping the K best (of equals, the earlier)."""
+        self.ended.append((score, ids))
+        self.ended.sort(key=lambda pair: -pair[0])
+        del self.ended[beam_size:]
+
+
+@torch.inference_mode()
+def beam_search(
+    model,
+    prompts: list[list[int]],
+    end: int,
+    beam_size: int = 5,
+    max_new_tokens: int = 100,
+    length_norm: str = "total",
+    banned: tuple[int, ...] = (),
+) -> list[list[int]]:
+    """The best continuation of each prompt, as token ids without the end token.
+
+    model   callable as GPT2.forward is: (tokens, cache, positions, mask, at) -> logits
+    end     the token that ends a text
+    banned  tokens never produced. Their probability is not given to the others, as in the paper's code
+    Raises ValueError for an empty prompt, no beams, an unknown length_norm.
+    """
+    if not all(prompts) or beam_size < 1 or max_new_tokens < 1 or length_norm not in LENGTH_NORMS:
+        raise ValueError(f"beam search needs non-empty prompts, at least one beam and token, and a length_norm of {LENGTH_NORMS}")
+    K = beam_size
+    device = next(model.parameters()).device
+    results: list[list[int]] = [[] for _ in prompts]
+    active = [Search(i, len(prompt), [[]]) for i, prompt in enumerate(prompts)]
+    cache = KVCache(room=max_new_tokens)
+
+    logits, visible = read_prompts(model, prompts, cache, end, device)  # [B, V], [B, S']
+    scores = torch.zeros(len(prompts), 1, device=device)  # [B, beams so far: 1, later K]
+    lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)  # [B]
+    for n in range(1, max_new_tokens + 1):
+        best, beams, tokens = extend(logits, scores, K, banned)  # each [B, 2 K]
+        kept = []  # the K continuations of each prompt that goes on: (row now, token, score)
+        going_on = []
+        for b, search in enumerate(active):
+            candidates = list(zip(best[b].tolist(), beams[b].tolist(), tokens[b].tolist()))
+            chosen = advance(search, candidates, n, n == max_new_tokens, end, K, length_norm)
+            if chosen:
+                kept += [(b * scores.size(1) + beam, token, score) for score, beam, token in chosen]
+                going_on.append(b)
+            else:
+                results[search.index] = search.ended[0][1]
+        if not going_on:
+            break
+        # Rows of finished prompts leave the batch; the others are put in the order of their new beams.
+        rows, tokens, scores = (torch.tensor(column, device=device) for column in zip(*kept))  # each [R]
+        going_on = torch.tensor(going_on, device=device)
+        active = [active[b] for b in going_on.tolist()]
+        cache.select(rows)
+        scores, lengths, visible = scores.view(-1, K), lengths[going_on], visible[going_on]
+        mask = None
+        if not visible.all():  # [R, 1, 1, S' + n]: the prompt without its padding, and all that was produced
+            produced = visible.new_ones(len(visible), n)
+            mask = torch.cat([visible, produced], dim=1).repeat_interleave(K, 0)[:, None, None, :]
+        positions = (lengths + n - 1).repeat_interleave(K)[:, None]  # [R, 1]
+        logits = model(tokens[:, None], cache=cache, positions=positions, mask=mask)[:, -1]  # [R, V]
+    return results
+
+
+def read_prompts(model, prompts: list[list[int]], cache: KVCache, pad: int, device) -> tuple[Tensor, Tensor]:
+    """Fill the cache; returns the next token's logits [B, V] and which cache entries are no padding [B, S'].
+
+    S' = S + whatever stands in the cache beside the prompts (a prefix), which every token may see.
+    """
+    S = max(len(prompt) for prompt in prompts)
+    tokens = torch.tensor([prompt + [pad] * (S - len(prompt)) for prompt in prompts], device=device)  # [B, S]
+    lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
+    last = torch.arange(len(prompts), device=device) * S + lengths - 1  # the prompts' last tokens, among the B * S
+    logits = model(tokens, cache=cache, at=last)  # [B, V]
+    visible = torch.ones(len(prompts), cache.length, dtype=torch.bool, device=device)
+    visible[:, cache.length - S :] = torch.arange(S, device=device) < lengths[:, None]
+    return logits, visible
+
+
+def extend(logits: Tensor, scores: Tensor, K: int, banned: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
+    """The 2 K best continuations of each prompt: (scores, beams they extend, tokens), each [B, 2 K], best first.
+
+    Twice as many as go on, since up to K of them may end. The best 2 K of all are among the best
+    2 K of each beam, so the long list, K * V, is never made.
+    """
+    B, beams = scores.shape
+    logits = logits.float()
+    log_z = logits.logsumexp(dim=-1, keepdim=True)  # log p = logit - log sum exp(logits)
+    logits[:, list(banned)] = -torch.inf
+    best, tokens = logits.topk(min(2 * K, logits.size(-1)), dim=-1)  # [B * beams, 2 K]
+    totals = (scores.view(-1, 1) + best - log_z).view(B, -1)  # [B, beams * 2 K]
+    totals, order = totals.topk(min(2 * K, totals.size(1)), dim=-1)  # [B, 2 K]
+    return totals, order // best.size(1), tokens.view(B, -1).gather(1, order)
+
+
+def advance(search: Search, candidates, n: int, last: bool, end: int, K: int, norm: str) -> list[tuple[float, int, int]]:
+    """Decide a step for one prompt: its K (score, beam, token) that go on, or [] when its search is over."""
+    going_on = []
+    for rank, (score, beam, token) in enumerate(candidates):
+        if token == end or last:
+            if rank < K:  # an ending that is not among the K best is dropped
+                ids = search.running[beam] + ([] if token == end else [token])
+                search.end(score / search.length(n, norm, token == end), ids, K)
+        elif len(going_on) < K:
+            going_on.append((score, beam, token))
+    if not going_on:
+        return []
+    search.running = [search.running[beam] + [token] for _, beam, token in going_on]
+    full = len(search.ended) == K
+    return [] if full and going_on[0][0] / search.length(n, norm) <= search.ended[-1][0] else going_on
