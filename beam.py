@@ -131,12 +131,14 @@ def extend(logits: Tensor, scores: Tensor, K: int, banned: tuple[int, ...]) -> t
     2 K of each beam, so the long list, K * V, is never made.
     """
     B, beams = scores.shape
+    if logits.size(-1) - len(banned) < 2 * K:
+        raise ValueError(f"a vocabulary of {logits.size(-1)} is too small for {K} beams: 2 for each are compared")
     logits = logits.float()
     log_z = logits.logsumexp(dim=-1, keepdim=True)  # log p = logit - log sum exp(logits)
     logits[:, list(banned)] = -torch.inf
-    best, tokens = logits.topk(min(2 * K, logits.size(-1)), dim=-1)  # [B * beams, 2 K]
+    best, tokens = logits.topk(2 * K, dim=-1)  # [B * beams, 2 K]
     totals = (scores.view(-1, 1) + best - log_z).view(B, -1)  # [B, beams * 2 K]
-    totals, order = totals.topk(min(2 * K, totals.size(1)), dim=-1)  # [B, 2 K]
+    totals, order = totals.topk(2 * K, dim=-1)  # [B, 2 K]
     return totals, order // best.size(1), tokens.view(B, -1).gather(1, order)
 
 

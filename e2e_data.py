@@ -60,6 +60,15 @@ class Example(NamedTuple):
     target: str
 
 
+class Placed(Example):
+    """An example that was read from a file, and still knows where it stands there, for complaints about it."""
+
+    def __new__(cls, source: str, target: str, path: Path, line: int):
+        example = super().__new__(cls, source, target)
+        example.where = f"{path}, line {line}"
+        return example
+
+
 # ----------------------------------------------------------------------------- files -> examples
 
 
@@ -73,7 +82,7 @@ def load_split(folder: str | None, split: str) -> list[Example]:
         file = SPLIT_FILES[split][0]
         path = download(PAPER_FILES.format(file=file), cache_dir() / "e2e" / file, sha256=SHA256[file])
         if sha256_of(path) != SHA256[file]:
-            raise InputError(f"{path} has been changed since it was downloaded: delete it, or name your data with --data FOLDER")
+            raise InputError(f"{path} was changed since it was downloaded: delete it, or name your own data with --data FOLDER")
         return read_examples(path)
     return read_examples(find_split(Path(folder), split))
 
@@ -91,7 +100,10 @@ def find_split(folder: Path, split: str) -> Path:
 def read_examples(path: Path) -> list[Example]:
     """Read `source||target` lines, or CSV with the columns mr and ref, by the file's ending."""
     path = Path(path)
-    return list(read_csv(path) if path.suffix == ".csv" else read_lines(path))
+    examples = list(read_csv(path) if path.suffix.lower() == ".csv" else read_lines(path))
+    if not examples:
+        raise InputError(f"{path} holds no example, but a header: fetch it again, or name other data")
+    return examples
 
 
 def read_lines(path: Path) -> Iterator[Example]:
@@ -101,10 +113,11 @@ def read_lines(path: Path) -> Iterator[Example]:
             continue
         source, bars, target = line.partition("||")
         if not bars:
-            raise InputError(f"{path}, line {number}: no '||' between table and sentence: {shorten(line)}")
+            raise InputError(f"{path}, line {number}: no '||' between table and sentence: {shorten(line)}; write table||sentence")
         if not source.strip() or not target.strip():
-            raise InputError(f"{path}, line {number}: nothing {'after' if source.strip() else 'before'} '||': {shorten(line)}")
-        yield Example(source, target)
+            side = "after" if source.strip() else "before"
+            raise InputError(f"{path}, line {number}: nothing {side} '||': {shorten(line)}; complete the line or delete it")
+        yield Placed(source, target, path, number)
 
 
 def read_csv(path: Path) -> Iterator[Example]:
@@ -113,21 +126,26 @@ def read_csv(path: Path) -> Iterator[Example]:
     try:
         header = [name.strip() for name in next(reader)]
         if not {"mr", "ref"} <= set(header):
-            raise InputError(f"{path}, line 1: the columns mr and ref are needed, but these are there: {', '.join(header)}")
+            raise InputError(f"{path}, line 1: it must name the columns mr and ref, but it names {shorten(', '.join(header))}")
         for row in reader:
             if not row:
                 continue
             if len(row) != len(header):
-                raise InputError(f"{path}, line {reader.line_num}: {len(row)} columns where the header has {len(header)}")
+                raise InputError(
+                    f"{path}, line {reader.line_num}: {len(row)} columns where the header has {len(header)};"
+                    " put quotes around a field that holds a comma"
+                )
             fields = dict(zip(header, row))
             if not fields["ref"].strip():
-                raise InputError(f"{path}, line {reader.line_num}: the sentence (column ref) is empty")
+                raise InputError(f"{path}, line {reader.line_num}: the column ref is empty; complete the row or delete it")
             try:
-                yield Example(linearise(fields["mr"]), fields["ref"])
+                yield Placed(linearise(fields["mr"]), fields["ref"], path, reader.line_num)
             except ValueError as error:
                 raise InputError(f"{path}, line {reader.line_num}: {error}") from None
     except csv.Error as error:
-        raise InputError(f"{path}, line {reader.line_num}: not valid CSV ({error})") from None
+        raise InputError(
+            f"{path}, line {reader.line_num}: not CSV ({error}); close each quote, or fetch the file again if it is cut short"
+        ) from None
 
 
 def linearise(table: str) -> str:
@@ -189,8 +207,10 @@ def read_tokenizer(folder: Path) -> tiktoken.Encoding:
     os.environ["TIKTOKEN_CACHE_DIR"] = ""  # empty: read the files themselves, not tiktoken's copy of an older state
     try:
         ranks = data_gym_to_mergeable_bpe_ranks(str(folder / "vocab.bpe"), str(folder / "encoder.json"))
-    except (OSError, ValueError, KeyError, AssertionError) as error:
-        raise InputError(f"{folder}: vocab.bpe and encoder.json do not make a vocabulary ({type(error).__name__}: {error})") from None
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, AssertionError, RecursionError) as error:
+        raise InputError(
+            f"{folder}: its vocab.bpe and encoder.json do not make a vocabulary ({type(error).__name__}): fetch both again"
+        ) from None
     finally:
         if caching is None:
             del os.environ["TIKTOKEN_CACHE_DIR"]
@@ -235,13 +255,14 @@ def encode(tokenizer: tiktoken.Encoding, examples: list[Example], room: int, sco
     Raises InputError, naming the example, when one does not fit.
     """
     encoded = []
-    for number, (source, target) in enumerate(examples, start=1):
-        prompt = encode_prompt(tokenizer, source)
-        ids = prompt + encode_target(tokenizer, target)
+    for number, example in enumerate(examples, start=1):
+        prompt = encode_prompt(tokenizer, example.source)
+        ids = prompt + encode_target(tokenizer, example.target)
         if len(ids) > room:
+            where = getattr(example, "where", f"example {number}")
             raise InputError(
-                f"example {number} has {len(ids)} tokens, but only {room} fit beside the prefix: {shorten(source)};"
-                " shorten it, or choose a smaller --prefix_len"
+                f"{where}: it has {len(ids)} tokens, but only {room} fit into the model's context beside the prefix:"
+                f" {shorten(example.source)}; shorten it, or choose a smaller --prefix_len"
             )
         encoded.append(Encoded(ids, len(prompt) - score_separator))
     return encoded
@@ -274,5 +295,5 @@ def collate(examples: list[Encoded], pad: int) -> Batch:
 
 def epoch_order(n: int, seed: int, epoch: int) -> list[int]:
     """The order of the n examples in an epoch: a shuffle that depends on nothing but (seed, epoch)."""
-    generator = torch.Generator().manual_seed(1_000_003 * seed + epoch)
+    generator = torch.Generator().manual_seed((1_000_003 * seed + epoch) % 2**64)
     return torch.randperm(n, generator=generator).tolist()

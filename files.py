@@ -17,7 +17,7 @@ import hashlib
 import os
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 CHUNK = 1 << 20  # bytes read at a time
@@ -35,6 +35,8 @@ def exit_on_input_error(main):
 
     @functools.wraps(main)
     def wrapper(*args, **kwargs):
+        if hasattr(sys.stdout, "reconfigure"):  # GPT-2 may write any character; a terminal that lacks one shows \u1234
+            sys.stdout.reconfigure(errors="backslashreplace")
         try:
             return main(*args, **kwargs)
         except InputError as error:
@@ -50,9 +52,10 @@ def exit_on_input_error(main):
 def explain_os_error(error: OSError) -> str:
     """One sentence for an error of the file system."""
     where = f" at {error.filename}" if error.filename else ""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"the disk is full{where}: free some space and run the command again (with --resume if it was training)"
-    return f"{error.strerror or error}{where}"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        full = "a file may not grow so large here" if error.errno == errno.EFBIG else "the disk is full"
+        return f"{full}{where}: free some space and run the command again (with --resume if it was training)"
+    return f"{error.strerror or error}{where}: check the path and its permissions"
 
 
 # ----------------------------------------------------------------------------- reading
@@ -79,7 +82,7 @@ def read_text(path: Path) -> str:
         line = raw.count(b"\n", 0, error.start) + 1
         raise InputError(f"{path}, line {line}: not UTF-8 text; save the file as UTF-8") from None
     if not text.strip():
-        raise InputError(f"{path} is empty")
+        raise InputError(f"{path} is empty: fetch it again, or name another file")
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
@@ -104,10 +107,12 @@ def write_whole(path: Path, mode: str = "w"):
             os.fsync(file.fileno())
         os.replace(part, path)
     except OSError as error:
-        error.filename = error.filename or str(path)  # a failed write() does not know the name of its file
+        if error.filename == str(part):
+            error.filename = None  # the sentence names the file that was to be
         raise InputError(f"{path} was not written: {explain_os_error(error)}") from error
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):  # not there, or never could be: what the sentence above says
+            part.unlink()
 
 
 # ----------------------------------------------------------------------------- downloading
@@ -132,7 +137,8 @@ def download(url: str, path: Path, size: int | None = None, sha256: str | None =
     """Fetch `url` into `path` unless it is there already; returns `path`.
 
     The bytes go to a `.part` file named after the server's version of the file (its ETag), so that
-    a later try, or a later run, goes on behind the bytes that are there. The file gets its name
+    a later try, or a later run, goes on behind the bytes that are there; of two runs that want the
+    same file at the same time, one fetches it and the other waits. The file gets its name
     only after its length and its SHA-256 have been compared with those that are known: the ones
     given here, the server's Content-Length, and the SHA-256 that the Hugging Face hub states in
     `X-Linked-ETag`.
@@ -144,33 +150,66 @@ def download(url: str, path: Path, size: int | None = None, sha256: str | None =
     path = Path(path)
     if path.exists():
         return path
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for attempt in range(1, tries + 1):
-        try:
-            return _download_once(requests, url, path, size, sha256)
-        except requests.HTTPError as error:
-            status = error.response.status_code
-            if status < 500 and status != 429:  # a refusal stays one, however often we ask
-                raise InputError(f"{url} cannot be downloaded: the server answered {status}") from None
-            problem = f"the server answered {status}"
-        except requests.RequestException as error:
-            problem = _short_reason(error)
-            if isinstance(error, requests.ConnectionError) and "resolve" in problem:
-                break  # no such name: there is no network here, and waiting does not bring one
-        if attempt < tries:
-            print(f"download of {path.name} broke off ({problem}); try {attempt + 1} of {tries}", file=sys.stderr)
-            time.sleep(min(2**attempt, 20))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{path.parent} cannot be made ({error.strerror}): set PREFIX_TUNING_CACHE to another folder") from None
+    with _alone_in(path.parent):
+        if path.exists():  # another run has fetched it while we waited
+            return path
+        for attempt in range(1, tries + 1):
+            try:
+                return _download_once(requests, url, path, size, sha256)
+            except requests.HTTPError as error:
+                status = error.response.status_code
+                problem, passing = f"the server answered {status}", status >= 500 or status == 429
+            except requests.RequestException as error:
+                problem, passing = _reason(error)
+            if not passing:  # asking again would not change it
+                break
+            if attempt < tries:
+                print(f"download of {path.name} broke off ({problem}); try {attempt + 1} of {tries}", file=sys.stderr)
+                time.sleep(min(2**attempt, 20))
     raise InputError(f"{url} cannot be downloaded ({problem}): check the network, or fetch it elsewhere and save it as {path}")
 
 
-def _short_reason(error: Exception) -> str:
-    text = str(error)
-    for sign in ("resolve", "refused", "timed out", "unreachable", "certificate"):
-        if sign in text.lower():
-            return {"resolve": "the server's name cannot be resolved", "certificate": "its certificate is not trusted"}.get(
-                sign, f"connection {sign}"
-            )
-    return type(error).__name__
+@contextmanager
+def _alone_in(folder: Path):
+    """Let one process at a time into this block: two that append to the same `.part` would spoil it."""
+    try:
+        import fcntl
+    except ImportError:  # Windows has no such lock
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"waiting for another program that downloads into {folder}", file=sys.stderr)
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        except OSError:
+            pass  # a network drive without locks
+        yield
+    finally:
+        os.close(handle)  # and with it the lock
+
+
+def _reason(error: Exception) -> tuple[str, bool]:
+    """(what went wrong, whether it may pass). The cause stands somewhere in the error's text, as does the address."""
+    for sign, reason, passing in (
+        ("Failed to resolve", "the server's name cannot be resolved", False),
+        ("unreachable", "the network is unreachable", False),
+        ("certificate", "its certificate is not trusted", False),
+        ("refused", "connection refused", True),
+        ("timed out", "connection timed out", True),
+        ("bytes arrived", str(error), True),
+        ("IncompleteRead", "connection lost", True),
+        ("aborted", "connection lost", True),
+    ):
+        if sign in str(error):
+            return reason, passing
+    return type(error).__name__, True
 
 
 def _download_once(requests, url: str, path: Path, size: int | None, sha256: str | None) -> Path:
@@ -213,10 +252,12 @@ def _stream(answer, part: Path, mode: str, done: int, total: int | None, name: s
                     bar = "#" * (30 * done // total) if total else ""
                     of = f"/{total / 1e6:.0f}" if total else ""
                     print(f"\r{name} [{bar:<30}] {done / 1e6:.0f}{of} MB ", end="", file=sys.stderr)
+            file.flush()
+            os.fsync(file.fileno())
     except OSError as error:
         if error.errno is None:  # requests' own errors are OSErrors too; they are tried again
             raise
-        raise InputError(f"{part} was not written: {explain_os_error(error)}") from error
+        raise InputError(f"{part} was not written whole: {explain_os_error(error)}") from error
     finally:
         if show:
             print(file=sys.stderr)
@@ -233,6 +274,9 @@ def _accept(part: Path, path: Path, url: str, size: int | None, sha256: str | No
         raise requests.ConnectionError(f"{have} of {size} bytes arrived")
     if sha256 is not None and sha256_of(part) != sha256:
         part.unlink()
-        raise InputError(f"{url} arrived damaged (its SHA-256 is not {sha256[:12]}…): run the command again")
+        raise InputError(
+            f"{url} arrived damaged (its SHA-256 is not {sha256[:12]}…): run the command again;"
+            f" if that does not help, the file behind this address has changed: fetch it elsewhere and save it as {path}"
+        )
     os.replace(part, path)
     return path

@@ -195,6 +195,8 @@ class GPT2(nn.Module):
     def forward(
         self,
         tokens: Tensor,
+        /,
+        *,  # by name only: a prefix looks at what is passed, and must not overlook it
         cache: KVCache | None = None,
         positions: Tensor | None = None,
         mask: Tensor | None = None,

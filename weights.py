@@ -12,10 +12,12 @@ as LevelDB defines it, blocks of (key, value) with a footer that points to them;
 protocol-buffer message, BundleEntryProto (tensorflow/core/protobuf/tensor_bundle.proto).
 
 Both are data and nothing else: no file is ever unpickled. Left out: compressed index blocks and
-tensors split into slices, which GPT-2's checkpoints do not have (both are refused with a sentence).
+tensors split into slices, which GPT-2's checkpoints do not have (both are refused with a sentence),
+and TensorFlow's checksums (CRC-32C), too slow in Python for gigabytes.
 """
 
 import json
+import math
 import re
 import struct
 from pathlib import Path
@@ -32,6 +34,9 @@ HUB = "https://huggingface.co/openai-community/{name}/resolve/main/model.safeten
 OPENAI = "https://openaipublic.blob.core.windows.net/gpt-2/models/{size}/{file}"
 OPENAI_SIZES = {"gpt2": "124M", "gpt2-medium": "355M", "gpt2-large": "774M", "gpt2-xl": "1558M"}
 TF_FILES = ("model.ckpt.index", "model.ckpt.data-00000-of-00001")
+# What a config.json may state otherwise of models that share GPT-2's names and shapes, but compute something else.
+FIXED = {"model_type": "gpt2", "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5, "scale_attn_weights": True,
+         "scale_attn_by_inverse_layer_idx": False}  # fmt: skip
 
 
 # ----------------------------------------------------------------------------- a model from files
@@ -69,10 +74,16 @@ def load_config(name: str) -> GPT2Config:
         raise InputError(f"unknown model {name!r}: use {', '.join(CONFIGS)}, or a folder that holds config.json")
     try:
         stated = json.loads(read_text(path))
+        for key, ours in FIXED.items():
+            if stated.get(key, ours) != ours:
+                raise ValueError(f"its {key} is {stated[key]!r}, not {ours!r}")
         n_positions = stated["n_positions"] if "n_positions" in stated else stated["n_ctx"]
         vocab_size = stated["vocab_size"] if "vocab_size" in stated else stated["n_vocab"]
-        return GPT2Config(stated["n_layer"], stated["n_head"], stated["n_embd"], n_positions, vocab_size)
-    except (KeyError, TypeError, ValueError) as error:
+        numbers = (stated["n_layer"], stated["n_head"], stated["n_embd"], n_positions, vocab_size)
+        if not all(type(n) is int and n > 0 for n in numbers) or stated["n_embd"] % stated["n_head"]:
+            raise ValueError("its numbers must be positive and whole, and n_embd a multiple of n_head")
+        return GPT2Config(*numbers)
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise InputError(
             f"{path} is not a GPT-2 configuration ({error}): it must state n_layer, n_head, n_embd, n_positions and vocab_size"
         ) from None
@@ -89,6 +100,8 @@ def default_checkpoint(name: str) -> Path:
     try:
         return download(HUB.format(name=name), folder / "model.safetensors")
     except InputError as at_hub:
+        if isinstance(at_hub.__cause__, OSError):
+            raise  # the disk is full: no other server helps
         try:
             for file in reversed(TF_FILES):  # the small index last: where it stands, the data do too
                 download(OPENAI.format(size=OPENAI_SIZES[name], file=file), folder / file)
@@ -106,28 +119,29 @@ def find_checkpoint(path: Path) -> Path:
         found = [*sorted(path.glob("*.safetensors")), *sorted(path.glob("*.index"))]
         names = [file for file in found if file.name in ("model.safetensors", TF_FILES[0])] or found
         if len(names) == 0:
-            raise InputError(f"{path} holds neither model.safetensors nor a TensorFlow checkpoint (model.ckpt.index)")
+            raise InputError(f"{path} holds no checkpoint: neither model.safetensors nor TensorFlow's model.ckpt.index is there")
         if len(names) > 1 and names[0].name != "model.safetensors":
             raise InputError(f"{path} holds several checkpoints: name one of {', '.join(file.name for file in names)}")
         return names[0]
     if not path.exists():
-        raise InputError(f"{path} does not exist: check --weights")
+        raise InputError(f"{path} does not exist: check the path given with --weights")
     if path.suffix not in (".safetensors", ".index"):
-        raise InputError(f"{path} is neither a .safetensors file nor the .index file of a TensorFlow checkpoint")
+        raise InputError(f"{path} is no checkpoint: name a .safetensors file, or the .index file of TensorFlow's")
     return path
 
 
 def read_checkpoint(path: Path) -> dict[str, Tensor]:
     """A checkpoint's tensors under this project's names (`h.0.attn.c_attn.weight`), unchecked."""
     if path.suffix == ".index":
-        return {rename_tensorflow(key): tensor.squeeze(0) if key.endswith("/w") else tensor for key, tensor in read_tensorflow(path)}
+        entries = read_tensorflow(path)
+        return {rename_tensorflow(key): tensor.squeeze(0) if key.endswith("/w") else tensor for key, tensor in entries}
     tensors = {key.removeprefix("transformer."): tensor for key, tensor in read_safetensors(path)[0].items()}
     for key in list(tensors):
         if re.fullmatch(r"h\.\d+\.attn\.(bias|masked_bias)", key):
             del tensors[key]  # the causal mask, which some exports carry along
-    head = tensors.pop("lm_head.weight", None)
-    if head is not None and "wte.weight" in tensors and not torch.equal(head, tensors["wte.weight"]):
-        raise InputError(f"{path}: lm_head.weight differs from wte.weight, but in GPT-2 they are one matrix")
+    head, wte = tensors.pop("lm_head.weight", None), tensors.get("wte.weight")
+    if head is not None and wte is not None and not (head.dtype == wte.dtype and torch.equal(head, wte)):
+        raise InputError(f"{path}: lm_head.weight differs from wte.weight, which are one in GPT-2: use another checkpoint")
     return tensors
 
 
@@ -162,15 +176,15 @@ def check_shapes(tensors: dict[str, Tensor], config: GPT2Config, name: str, path
 
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-    "I64": torch.int64, "I32": torch.int32, "U8": torch.uint8, "BOOL": torch.bool,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """(name -> tensor, metadata) of a safetensors file. Raises InputError if it is not whole."""
     path = Path(path)
-    if not path.exists():
-        raise InputError(f"{path} does not exist: check the path")
+    if not path.is_file():
+        raise InputError(f"{path} {'is not a file' if path.exists() else 'does not exist'}: check the path")
     size = path.stat().st_size
     try:
         with open(path, "rb") as file:
@@ -179,20 +193,29 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
                 raise ValueError("its header is longer than the file")
             header = json.loads(file.read(n))
         metadata = header.pop("__metadata__", {})
+        if not all(isinstance(value, str) for value in metadata.values()):
+            raise ValueError("its metadata are no texts")
         # Private copy-on-write mapping: pages are read when they are used, and the file stays as it is.
-        data = torch.from_numpy(np.memmap(path, dtype=np.uint8, mode="c")) if size else None
-        tensors = {}
-        for key, entry in header.items():
-            dtype, (begin, end) = DTYPES[entry["dtype"]], entry["data_offsets"]
-            count = int(np.prod(entry["shape"], dtype=np.int64))
-            if not 0 <= begin <= end <= size - 8 - n or end - begin != count * dtype.itemsize:
+        data = torch.from_numpy(np.memmap(path, dtype=np.uint8, mode="c"))
+        tensors, start = {}, 8 + n
+        for key, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):  # side by side, without a gap
+            (begin, end), shape = entry["data_offsets"], entry["shape"]
+            if entry["dtype"] not in DTYPES:
+                raise ValueError(f"{key} has the type {entry['dtype']}, which is not supported")
+            dtype = DTYPES[entry["dtype"]]
+            if not all(0 <= dim < 2**40 for dim in shape):
+                raise ValueError(f"{key} has the impossible shape {shape}")
+            if begin != start - 8 - n or end > size - 8 - n or end - begin != math.prod(shape) * dtype.itemsize:
                 raise ValueError(f"{key} does not lie where the header says; the file is truncated or damaged")
-            piece = data[8 + n + begin : 8 + n + end]
-            if (8 + n + begin) % dtype.itemsize:
+            piece = data[start : 8 + n + end]
+            if start % dtype.itemsize:
                 piece = piece.clone()  # a view of wider numbers must start at a multiple of their width
-            tensors[key] = piece.view(dtype).view(entry["shape"])
-        return tensors, metadata
-    except (ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
+            tensors[key] = piece.view(dtype).view(shape)
+            start = 8 + n + end
+        if start != size:
+            raise ValueError(f"{size - start} bytes are left over")
+        return {key: tensors[key] for key in header}, metadata
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, RecursionError, struct.error) as error:
         raise InputError(f"{path} is not a whole safetensors file ({error}): delete it and fetch it again") from None
 
 
@@ -240,7 +263,7 @@ def read_tensorflow(index: Path) -> Iterator[tuple[str, Tensor]]:
             yield key.decode(), torch.from_numpy(files[shard][offset : offset + size].view(dtype).reshape(shape))
     except FileNotFoundError as error:
         raise InputError(f"{error.filename} is missing: it belongs beside {index.name}") from None
-    except (ValueError, KeyError, IndexError, struct.error) as error:
+    except (ValueError, KeyError, IndexError, TypeError, OverflowError, struct.error) as error:
         raise InputError(f"{index} is not a whole TensorFlow checkpoint ({error}): delete it and fetch it again") from None
 
 

@@ -1,0 +1,103 @@
+"""evaluate.py: the table it prints, the files it writes, scoring any outputs against any references."""
+
+import json
+
+import pytest
+
+import metrics
+from evaluate import PUBLISHED, decode, evaluate_run, main, print_table
+from e2e_data import group_references, load_split, load_tokenizer
+from runs import Settings, load_run
+from train import train
+
+HYP = ["Blue Spice is a pub .", "The Mill serves Thai food ."]
+REFS = [["Blue Spice is a cheap pub .", "A pub called Blue Spice ."], ["The Mill serves Thai food .", "Thai food at The Mill ."]]
+
+
+@pytest.fixture(scope="module")
+def run(world, tmp_path_factory):
+    """A short finished run."""
+    return train(Settings(
+        mode="finetune", model=str(world / "model"), data=str(world / "data"), out=str(tmp_path_factory.mktemp("runs") / "tuned"),
+        device="cpu", dtype="fp32", lr=3e-3, epochs=6, max_new_tokens=40,
+    ))  # fmt: skip
+
+
+@pytest.fixture
+def files(tmp_path):
+    """The same outputs and references in each form: {name: (hyp, ref)}."""
+    hyp = tmp_path / "outputs.txt"
+    hyp.write_text("".join(text + "\n" for text in HYP))
+    (tmp_path / "blocks.txt").write_text("\n\n".join("\n".join(refs) for refs in REFS) + "\n")
+    (tmp_path / "pairs.txt").write_text("".join(f"table {i}||{text} \n" for i, refs in enumerate(REFS) for text in refs))
+    rows = "".join(f'"table[{i}]","{text}"\n' for i, refs in enumerate(REFS) for text in refs)
+    (tmp_path / "refs.csv").write_text("mr,ref\n" + rows)
+    return {name: (hyp, tmp_path / name) for name in ("blocks.txt", "pairs.txt", "refs.csv")}
+
+
+@pytest.mark.parametrize("form", ["blocks.txt", "pairs.txt", "refs.csv"])
+def test_outputs_are_scored_against_references_in_every_form(files, form, capsys, tmp_path):
+    hyp, ref = files[form]
+    main(["--hyp", str(hyp), "--ref", str(ref)])
+    assert json.loads((tmp_path / "scores.json").read_text()) == metrics.score(HYP, REFS)
+    printed = capsys.readouterr().out
+    assert "outputs.txt" in printed and metrics.signature() in printed and str(ref) in printed
+
+
+def test_one_reference_a_line_is_scored_too(tmp_path):
+    (tmp_path / "o.txt").write_text("\n".join(HYP) + "\n")
+    (tmp_path / "r.txt").write_text("\n".join(refs[0] for refs in REFS) + "\n")
+    main(["--hyp", str(tmp_path / "o.txt"), "--ref", str(tmp_path / "r.txt")])
+    assert json.loads((tmp_path / "scores.json").read_text()) == metrics.score(HYP, [refs[:1] for refs in REFS])
+
+
+def test_segment_scores_are_written_on_request(files, tmp_path):
+    hyp, ref = files["blocks.txt"]
+    main(["--hyp", str(hyp), "--ref", str(ref), "--segments", str(tmp_path / "segments.tsv")])
+    header, *rows = [line.split("\t") for line in (tmp_path / "segments.tsv").read_text().splitlines()]
+    expected = metrics.score(HYP, REFS, per_segment=True)["segments"]
+    assert header == ["segment", *expected[0], "source", "output"]
+    assert [[float(x) for x in row[1:-2]] for row in rows] == [list(segment.values()) for segment in expected]
+    assert [row[-1] for row in rows] == HYP
+
+
+def test_the_table_puts_our_row_beside_the_papers_and_the_posters(capsys):
+    print_table({"ours": {"BLEU": 0.70125, "NIST": 8.5, "NIST_perl": 8.4, "ROUGE_L": 0.5, "CIDEr": 2.0}}, "some references")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].split() == ["BLEU", "NIST", "NIST_perl", "METEOR", "ROUGE_L", "CIDEr"]
+    assert lines[2].split() == ["ours", "70.12", "8.50", "8.40", "-", "50.00", "2.00"]  # no METEOR: a dash, no number
+    assert len(lines) > 2 + len(PUBLISHED)
+    by_name = {name: next(line for line in lines if line.startswith(name)) for name in PUBLISHED}
+    assert by_name["poster, prefix 0.1 %"].split()[-6:] == ["68.5", "-", "8.71", "44.3", "70.4", "2.34"]
+    assert by_name["poster, fine-tune"].split()[-6:] == ["70.3", "-", "8.94", "46.2", "72.2", "2.47"]
+    assert by_name["GPT-2 medium, prefix 0.1 % (Li & Liang 2021)"].split()[-6:] == ["70.3", "8.82", "-", "46.3", "72.1", "2.46"]
+
+
+def test_decoding_options_change_the_search_and_are_recorded(run):
+    evaluate_run(run)
+    first = json.loads((run / "evaluation.json").read_text())
+    assert (first["beam_size"], first["length_norm"], first["references"]) == (5, "total", first["references"])
+    main(["--run", str(run), "--beam_size", "1", "--length_norm", "none", "--batch_size", "3"])
+    second = json.loads((run / "evaluation.json").read_text())
+    assert (second["beam_size"], second["length_norm"], second["batch_size"]) == (1, "none", 3)
+    assert json.loads((run / "settings.json").read_text())["beam_size"] == 5  # the run's own settings stay
+
+
+def test_each_distinct_table_is_decoded_once_in_file_order_whatever_the_batches(run):
+    settings, model = load_run(run, device="cpu", dtype="fp32")
+    tokenizer = load_tokenizer(settings.model)
+    sources = list(group_references(load_split(settings.data, "test")))
+    texts = decode(model, tokenizer, sources, settings, batch_size=4)
+    assert len(texts) == len(sources) < len(load_split(settings.data, "test"))
+    one_by_one = [decode(model, tokenizer, [source], settings)[0] for source in sources]
+    assert texts == one_by_one and len(set(texts)) > 1
+
+
+def test_the_validation_split_goes_to_files_of_its_own(run):
+    evaluate_run(run)
+    before = (run / "outputs.txt").read_bytes()
+    main(["--run", str(run), "--split", "valid"])
+    assert (run / "outputs.txt").read_bytes() == before
+    n = len(group_references(load_split(str(json.loads((run / "settings.json").read_text())["data"]), "valid")))
+    assert len((run / "outputs-valid.txt").read_text().splitlines()) == n
+    assert (run / "scores-valid.json").exists()

@@ -1,0 +1,346 @@
+"""Training: the same losses as a plain loop over other libraries, the same bits after a kill, the files it writes."""
+
+import csv
+import dataclasses
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import peft
+import pytest
+import torch
+import torch.nn.functional as F
+
+import train as train_module
+from e2e_data import encode, epoch_order, load_split, load_tokenizer
+from evaluate import evaluate_run
+from files import InputError
+from prefix import load_prefix
+from runs import Settings, load_run, start_model
+from train import learning_rate, train, update
+from weights import load_gpt2, read_safetensors, write_safetensors
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def settings(world, tmp_path):
+    """settings(**changes): a short run in fp32 on the tiny world."""
+    base = Settings(
+        model=str(world / "model"), data=str(world / "data"), out=str(tmp_path / "run"), device="cpu", dtype="fp32", epochs=2,
+        mid_dim=32, lr=1e-3, log_every=1, max_new_tokens=20, beam_size=2,
+    )  # fmt: skip
+    return lambda **changes: dataclasses.replace(base, **changes)
+
+
+def learned_bytes(folder: Path) -> bytes:
+    (path,) = Path(folder).glob("*.safetensors")
+    return path.read_bytes()
+
+
+def log_of(folder: Path, file: str = "log.csv") -> list[dict]:
+    """The log, without what a clock decides."""
+    with open(Path(folder) / file, newline="", encoding="utf-8") as f:
+        return [{k: v for k, v in row.items() if k not in ("tokens_per_s", "seconds")} for row in csv.DictReader(f)]
+
+
+# ----------------------------------------------------------------------------- the same losses as other libraries
+
+
+@pytest.mark.parametrize("mode", ["prefix", "finetune"])
+def test_30_steps_give_the_losses_of_a_plain_loop_over_transformers_and_peft(settings, world, reference_gpt2, mode):
+    s = settings(mode=mode, dropout=0.0, prefix_len=7, batch_size=10, epochs=3).resolve()
+    model, prefix = start_model(s)
+    learned = model if prefix is None else prefix
+    tokenizer = load_tokenizer(s.model)
+    end = tokenizer.eot_token
+    encoded = encode(tokenizer, load_split(s.data, "train"), room=150)
+    twin = reference_gpt2(world / "model")
+    if prefix is not None:
+        config = peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=7, prefix_projection=True, encoder_hidden_size=32)
+        twin = peft.get_peft_model(twin, config).eval()
+        encoder = twin.prompt_encoder["default"]
+        encoder.embedding.weight.data.copy_(prefix.rows.p_prime.data)
+        encoder.transform.load_state_dict(prefix.rows.mlp.state_dict())
+
+    parameters = [p for p in twin.parameters() if p.requires_grad]
+    ours = torch.optim.AdamW(learned.parameters(), lr=s.lr, weight_decay=0.0)
+    theirs = torch.optim.AdamW(parameters, lr=s.lr, weight_decay=0.0)
+    for step in range(30):
+        order = epoch_order(len(encoded), 0, step)[:10]
+        batch = [encoded[i] for i in order]
+        lr = s.lr * (30 - step) / 30
+        our_loss, our_norm = update(model, learned, ours, batch, lr, s, end)
+
+        T = max(len(ids) for ids, _ in batch)
+        ids = torch.tensor([ids + [end] * (T - len(ids)) for ids, _ in batch])
+        mask = torch.tensor([[1] * len(ids) + [0] * (T - len(ids)) for ids, _ in batch])
+        logits = twin(input_ids=ids, attention_mask=mask).logits
+        logits = logits[:, -T:]
+        per_sentence = []
+        for row, (tokens, n_prompt) in enumerate(batch):
+            positions = range(n_prompt, len(tokens))
+            per_sentence.append(sum(F.cross_entropy(logits[row, t - 1], torch.tensor(tokens[t])) for t in positions))
+        their_loss = sum(per_sentence)
+        divisor = 10 if mode == "prefix" else sum(len(ids) - n for ids, n in batch)
+        for group in theirs.param_groups:
+            group["lr"] = lr
+        theirs.zero_grad()
+        (their_loss / divisor).backward()
+        their_norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        theirs.step()
+        scored = sum(len(ids) - n for ids, n in batch)
+        assert our_loss / scored == pytest.approx(their_loss.item() / scored, abs=1e-3), f"step {step}"
+        assert our_norm == pytest.approx(their_norm.item(), rel=1e-3)
+        if step == 0:
+            first = our_loss / scored
+    assert our_loss / scored < first - 0.05  # thirty steps that did something
+
+
+# ----------------------------------------------------------------------------- killing and resuming
+
+
+class Killed(Exception):
+    pass
+
+
+def kill_after(monkeypatch, step: int) -> None:
+    """From now on the process "dies" in the middle of the given step (counted from this call)."""
+    calls = 0
+
+    def dying(*args):
+        nonlocal calls
+        calls += 1
+        if calls == step:
+            raise Killed
+        return update(*args)
+
+    monkeypatch.setattr(train_module, "update", dying)
+
+
+@pytest.mark.parametrize("mode", ["prefix", "embedding", "infix", "finetune"])
+def test_killed_at_arbitrary_steps_and_resumed_gives_the_same_bits(settings, tmp_path, monkeypatch, mode):
+    s = settings(mode=mode, checkpoint_every=5, log_every=3, out=str(tmp_path / "whole"))
+    train(s)
+    s = dataclasses.replace(s, out=str(tmp_path / "killed"))
+    for step in (3, 8, 7, 1, 9):  # before the first checkpoint, across an epoch's end, at once, ...
+        kill_after(monkeypatch, step)
+        with pytest.raises(Killed):
+            train(s, resume=True)
+    monkeypatch.setattr(train_module, "update", update)
+    train(s, resume=True)
+    assert learned_bytes(tmp_path / "killed") == learned_bytes(tmp_path / "whole")
+    for file in ("log.csv", "valid.csv"):
+        assert log_of(tmp_path / "killed", file) == log_of(tmp_path / "whole", file)
+    assert [int(row["step"]) for row in log_of(tmp_path / "whole")] == [*range(3, 25, 3)]
+    assert not (tmp_path / "killed" / "checkpoint.pt").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_a_process_stopped_by_a_signal_resumes_to_the_same_bits(world, tmp_path, number):
+    command = [
+        sys.executable, str(ROOT / "train.py"), "--model", str(world / "model"), "--data", str(world / "data"), "--epochs", "8",
+        "--device", "cpu", "--dtype", "fp32", "--mid_dim", "32", "--checkpoint_every", "20", "--log_every", "1", "--max_new_tokens", "5",
+        "--no_eval",
+    ]  # fmt: skip
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    subprocess.run([*command, "--out", tmp_path / "whole"], check=True, env=environment, capture_output=True)
+    process = subprocess.Popen([*command, "--out", tmp_path / "stopped"], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    for line in process.stdout:  # it says each step; stop it in the middle of the work
+        if line.startswith("step 33/"):
+            process.send_signal(number)
+            break
+    rest = process.stdout.read()
+    assert process.wait(60) == (-signal.SIGKILL if number == signal.SIGKILL else 130)
+    if number != signal.SIGKILL:
+        assert "checkpoint written at step" in rest and "the same command with --resume goes on" in rest
+    assert "Traceback" not in rest
+    assert (tmp_path / "stopped" / "checkpoint.pt").exists() and not (tmp_path / "stopped" / "prefix.safetensors").exists()
+    subprocess.run([*command, "--out", tmp_path / "stopped", "--resume"], check=True, env=environment, capture_output=True)
+    assert learned_bytes(tmp_path / "stopped") == learned_bytes(tmp_path / "whole")
+    assert log_of(tmp_path / "stopped") == log_of(tmp_path / "whole")
+
+
+def test_resuming_a_finished_run_changes_nothing(settings):
+    folder = train(settings(max_steps=4))
+    before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.iterdir()}
+    train(settings(max_steps=4), resume=True)
+    assert before == {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.iterdir()}
+
+
+# ----------------------------------------------------------------------------- what settings do
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_seed_others(settings, tmp_path):
+    runs = [train(settings(max_steps=6, seed=seed, out=str(tmp_path / name))) for name, seed in (("a", 1), ("b", 1), ("c", 2))]
+    a, b, c = (learned_bytes(run) for run in runs)
+    assert a == b != c
+
+
+def test_a_batch_in_pieces_gives_the_same_update(settings, tmp_path):
+    for loss in ("sentence", "token"):
+        whole, pieces = (
+            train(settings(max_steps=6, loss=loss, grad_accum=n, out=str(tmp_path / f"{loss}{n}"))) for n in (1, 4)
+        )
+        a, b = (read_safetensors(run / "prefix.safetensors")[0]["prefix"] for run in (whole, pieces))
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
+
+
+def test_defaults_are_the_papers_row():
+    s = Settings().resolve()
+    assert (s.mode, s.model, s.prefix_len, s.mid_dim, s.lr, s.batch_size, s.epochs) == ("prefix", "gpt2", 5, 512, 8e-5, 10, 5)
+    assert (s.weight_decay, s.clip, s.dropout, s.warmup_steps, s.loss) == (0.0, 1.0, 0.0, 0, "sentence")
+    assert (s.beam_size, s.length_norm, s.max_new_tokens, s.score_separator, s.seed) == (5, "total", 100, False, 101)
+    f = Settings(mode="finetune").resolve()
+    assert (f.lr, f.dropout, f.loss) == (5e-5, 0.1, "token")
+
+
+def test_learning_rate_falls_linearly_to_zero_after_a_warmup():
+    s = Settings(lr=8.0, warmup_steps=0)
+    assert [learning_rate(s, step, 4) for step in range(4)] == [8, 6, 4, 2]
+    s = Settings(lr=8.0, warmup_steps=2)
+    assert [learning_rate(s, step, 6) for step in range(6)] == [0, 4, 8, 6, 4, 2]
+
+
+def test_small_gradients_are_left_alone_and_large_ones_clipped(settings):
+    """With plain gradient descent in AdamW's place the step taken is lr times the clipped gradient."""
+    for clip, expected in ((1.0, 1.0), (0.0, None)):
+        s = settings(clip=clip, lr=1.0).resolve()
+        model, prefix = start_model(s)
+        encoded = encode(load_tokenizer(s.model), load_split(s.data, "train")[:4], 150)
+        before = [p.detach().clone() for p in prefix.parameters()]
+        _, norm = update(model, prefix, torch.optim.SGD(prefix.parameters(), lr=1.0), encoded, 1.0, s, 400)
+        assert norm > 1.5
+        moved = math.sqrt(sum((p - b).square().sum().item() for p, b in zip(prefix.parameters(), before)))
+        assert moved == pytest.approx(expected if expected else norm, rel=1e-3)
+
+
+def test_the_frozen_model_stays_frozen_and_fine_tuning_moves_every_weight(settings, world, tmp_path):
+    pretrained = load_gpt2(str(world / "model")).state_dict()
+    for mode in ("prefix", "infix", "embedding"):
+        s = settings(mode=mode).resolve()
+        model, prefix = start_model(s)
+        encoded = encode(load_tokenizer(s.model), load_split(s.data, "train")[:10], 150)
+        update(model, prefix, torch.optim.AdamW(prefix.parameters(), lr=0.1), encoded, 0.1, s, 400)
+        assert all(torch.equal(tensor, pretrained[key]) for key, tensor in model.state_dict().items())
+    tuned = read_safetensors(train(settings(mode="finetune", max_steps=3)) / "model.safetensors")[0]
+    assert tuned.keys() == pretrained.keys()
+    assert all(not torch.equal(tensor, pretrained[key]) for key, tensor in tuned.items())
+
+
+def test_bf16_learns_what_fp32_learns(settings, tmp_path):
+    losses = {}
+    for dtype in ("fp32", "bf16"):
+        folder = train(settings(dtype=dtype, lr=2e-2, out=str(tmp_path / dtype)))
+        losses[dtype] = [float(row["loss"]) for row in log_of(folder)]
+        assert read_safetensors(folder / "prefix.safetensors")[0]["prefix"].dtype == torch.float32
+    assert losses["fp32"][-1] < losses["fp32"][0] - 0.3
+    torch.testing.assert_close(losses["bf16"], losses["fp32"], atol=0.05, rtol=0)
+
+
+def test_without_the_mlp_the_activations_themselves_are_learned(settings):
+    summary = json.loads((train(settings(no_reparam=True, max_steps=3)) / "summary.json").read_text())
+    assert summary["parameters"]["trained"] == summary["parameters"]["stored"] == 5 * 2 * 2 * 64
+
+
+def test_words_set_the_length_of_the_prefix_and_where_it_begins(settings, capsys):
+    folder = train(settings(prefix_len=None, init_text="Italian food", no_reparam=True, lr=0.0, max_steps=1))
+    words = load_tokenizer(settings().model).encode_ordinary(" Italian food")
+    assert f"the activations of 'Italian food', {len(words)} tokens" in capsys.readouterr().out
+    model = load_gpt2(settings().model)
+    prefix = load_prefix(folder / "prefix.safetensors", model.config)
+    tokens = torch.tensor([[7, 8, 9]])
+    with torch.no_grad():
+        expected = model(torch.tensor([[*words, 7, 8, 9]]))[:, len(words) :]
+        torch.testing.assert_close(prefix.attach(model) and model(tokens), expected, atol=1e-4, rtol=0)
+
+
+def test_keeping_the_best_keeps_the_weights_of_the_lowest_validation_loss(settings, tmp_path):
+    """A learning rate that first helps and then, at its full height, destroys: the best is not the last."""
+    s = settings(lr=3.0, warmup_steps=24, valid_every=2, keep="best", out=str(tmp_path / "best"))
+    folder = train(s)
+    losses = [float(row["valid_loss"]) for row in log_of(folder, "valid.csv")]
+    assert min(losses) < losses[-1] - 0.1
+    kept = json.loads((folder / "summary.json").read_text())["best_valid_loss"]
+    assert kept == pytest.approx(min(losses), abs=1e-5)
+    settings_, model = load_run(folder, device="cpu", dtype="fp32")
+    tokenizer = load_tokenizer(settings_.model)
+    valid = encode(tokenizer, load_split(settings_.data, "valid"), 150)
+    assert train_module.validate(model, valid, settings_, tokenizer.eot_token) == pytest.approx(kept, abs=1e-5)
+
+
+def test_fewer_training_examples_are_drawn_by_the_seed(settings, tmp_path, capsys):
+    train(settings(train_examples=7, batch_size=2, epochs=1, out=str(tmp_path / "few")))
+    assert "7 examples, 4 steps of 2" in capsys.readouterr().out
+
+
+# ----------------------------------------------------------------------------- the files it writes
+
+
+def test_one_command_trains_decodes_scores_and_writes_everything(world, tmp_path):
+    result = subprocess.run(
+        [sys.executable, str(ROOT / "train.py"), "--mode", "prefix", "--prefix_len", "5", "--model", str(world / "model"), "--data",
+         str(world / "data"), "--out", str(tmp_path / "run"), "--epochs", "1", "--log_every", "4", "--max_new_tokens", "20"],
+        capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    folder = tmp_path / "run"
+    written = {path.name for path in folder.iterdir()}
+    assert written == {"settings.json", "log.csv", "valid.csv", "summary.json", "prefix.safetensors", "outputs.txt", "scores.json", "evaluation.json"}
+    scores = json.loads((folder / "scores.json").read_text())
+    assert set(scores) >= {"BLEU", "NIST", "NIST_perl", "ROUGE_L", "CIDEr"} and 0 <= scores["BLEU"] <= 1
+    assert (folder / "log.csv").read_text().splitlines()[0] == "step,epoch,loss,lr,grad_norm,tokens_per_s"
+    assert [int(row["step"]) for row in log_of(folder)] == [4, 8, 12]
+    assert len(log_of(folder, "valid.csv")) == 1 and log_of(folder, "valid.csv")[0]["sample"]
+    n_tables = len({e.source for e in load_split(str(world / "data"), "test")})
+    assert len((folder / "outputs.txt").read_text().splitlines()) == n_tables
+    for expected in ("poster, fine-tune", "prefix 0.1 % (Li & Liang 2021)", "this run: run", "signature: ", "left"):
+        assert expected in result.stdout
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["parameters"]["stored"] == 5 * 2 * 2 * 64 and summary["steps"] == 12
+
+
+@pytest.mark.parametrize("mode", ["prefix", "infix", "embedding", "finetune"])
+def test_what_is_loaded_afresh_decodes_as_the_training_process_did(settings, world, mode):
+    """valid.csv holds the sentence that the training process generated last; a fresh load must generate it too."""
+    s = settings(mode=mode, lr=3e-3, epochs=4)
+    folder = train(s)
+    sample = log_of(folder, "valid.csv")[-1]["sample"]
+    evaluate_run(folder, split="valid", device="cpu", dtype="fp32")
+    assert (folder / "outputs-valid.txt").read_text().splitlines()[0] == sample
+
+
+def test_evaluation_ranks_the_trained_above_the_untrained(settings, tmp_path, world):
+    scores = {}
+    for steps in (1, 240):
+        folder = train(settings(mode="finetune", lr=3e-3, max_steps=steps, out=str(tmp_path / str(steps))))
+        scores[steps] = evaluate_run(folder)["BLEU"]
+    assert scores[240] > 0.4 > 0.1 > scores[1]
+
+
+def test_a_diverging_run_says_so_and_keeps_its_last_checkpoint(settings, world, tmp_path):
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    for path in (world / "model").iterdir():
+        (broken / path.name).write_bytes(path.read_bytes())
+    tensors = read_safetensors(broken / "model.safetensors")[0]
+    tensors["ln_f.bias"] = torch.full((64,), math.inf)
+    write_safetensors(broken / "model.safetensors", tensors, {})
+    with pytest.raises(InputError, match="the loss is nan at step 1: lower --lr"):
+        train(settings(model=str(broken)))
+
+
+def test_a_log_line_cut_in_half_by_a_crash_is_mended(settings, monkeypatch):
+    s = settings(checkpoint_every=5)
+    kill_after(monkeypatch, 9)
+    with pytest.raises(Killed):
+        train(s)
+    monkeypatch.setattr(train_module, "update", update)
+    log = Path(s.out) / "log.csv"
+    log.write_text(log.read_text()[:-9])
+    train(s, resume=True)
+    assert [int(row["step"]) for row in log_of(s.out)] == list(range(1, 25))
