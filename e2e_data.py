@@ -32,6 +32,7 @@ import torch
 from torch import Tensor
 
 from files import InputError, cache_dir, download, read_text, sha256_of
+from weights import load_config
 
 PAPER_FILES = "https://raw.githubusercontent.com/XiangLi1999/PrefixTuning/cleaned/data/e2e_data/{file}"
 SHA256 = {
@@ -184,11 +185,21 @@ def load_tokenizer(model: str) -> tiktoken.Encoding:
     """GPT-2's byte-level BPE; for a model's folder the vocab.bpe and encoder.json in it, if it has its own.
 
     The published vocabulary (1.5 MB) is downloaded by tiktoken once and kept in our cache folder.
-    Raises InputError when that is not possible.
+    Raises InputError when that is not possible, for an unknown model, and for one with another number of tokens
+    (the last of them must be the separator, by which an infix finds its place).
     """
-    folder = Path(model)
-    if (folder / "vocab.bpe").exists():
-        return read_tokenizer(folder)
+    config = load_config(model)
+    tokenizer = read_tokenizer(Path(model)) if (Path(model) / "vocab.bpe").exists() else published_tokenizer()
+    if tokenizer.n_vocab != config.vocab_size:
+        raise InputError(
+            f"{model} has {config.vocab_size} tokens, but the vocabulary {tokenizer.n_vocab}: put the vocab.bpe and"
+            " encoder.json that belong to the model into its folder"
+        )
+    return tokenizer
+
+
+def published_tokenizer() -> tiktoken.Encoding:
+    """GPT-2's own vocabulary, from tiktoken's cache or from the network."""
     os.environ.setdefault("TIKTOKEN_CACHE_DIR", str(cache_dir() / "tiktoken"))
     try:
         return tiktoken.get_encoding("gpt2")

@@ -15,6 +15,7 @@ import errno
 import functools
 import hashlib
 import os
+import re
 import sys
 import time
 from contextlib import contextmanager, suppress
@@ -43,6 +44,10 @@ def exit_on_input_error(main):
             message = str(error)
         except OSError as error:
             message = explain_os_error(error)
+        except (MemoryError, RuntimeError) as error:  # PyTorch's are RuntimeErrors, of the GPU's memory too
+            if isinstance(error, RuntimeError) and not re.search("out of memory|allocate memory|enough memory", str(error)):
+                raise
+            message = "there is not enough memory for this: choose a smaller --batch_size or model, or a larger --grad_accum"
         print(f"error: {message}", file=sys.stderr)
         sys.exit(2)
 

@@ -133,11 +133,13 @@ class Attention(nn.Module):
         if cache is not None:
             k, v = cache.append(self.layer, k, v)  # [B, H, S, D]
         S = k.size(2)
-        causal = mask is None and S == T  # PyTorch's own flag means exactly this square case
-        if mask is None and not causal and T > 1:  # one new token may see everything
+        scores = q @ k.transpose(-2, -1) / math.sqrt(q.size(-1))  # [B, H, T, S]
+        if mask is None and T > 1:  # (one new token may see everything)
             mask = causal_mask(T, S, x.device)
-        dropout = self.dropout if self.training else 0.0
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal)  # [B, H, T, D]
+        if mask is not None:
+            scores = scores + torch.zeros_like(mask, dtype=scores.dtype).masked_fill(~mask, -torch.inf)
+        weights = F.dropout(F.softmax(scores, dim=-1), self.dropout, self.training)
+        y = weights @ v  # [B, H, T, D]
         y = self.c_proj(y.transpose(1, 2).reshape(B, T, C))
         return F.dropout(y, self.dropout, self.training)
 
