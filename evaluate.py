@@ -112,6 +112,8 @@ def score_files(hyp: Path, ref: Path, src: Path | None = None, segments: Path | 
 
     Writes scores.json beside the outputs and, when asked, a table with a line for each output to `segments`.
     """
+    if segments is not None and segments.resolve() in [path.resolve() for path in (hyp, ref, src) if path is not None]:
+        raise InputError(f"--segments {segments} would overwrite what is read: choose another file")
     data = read.load(hyp, ref, src)
     result = metrics.score(data.hypotheses, data.references, per_segment=True)
     write_json(Path(hyp).parent / "scores.json", result["corpus"])

@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 
 from beam import LENGTH_NORMS
-from e2e_data import encode_prompt, load_tokenizer
+from e2e_data import encode_prompt, load_tokenizer, shorten
 from files import InputError, read_text, write_whole
 from gpt2 import CONFIGS, GPT2, Projection
 from prefix import MODES, Prefix, load_prefix
@@ -93,6 +93,8 @@ class Settings:
             value = getattr(new, name)
             if value is not None and not 0 <= value < float("inf"):
                 raise InputError(f"--{name} {value}: must be 0 or more")
+        if new.seed >= 2**64:
+            raise InputError(f"--seed {new.seed}: must be below 2**64")
         if new.dropout is not None and new.dropout >= 1:
             raise InputError(f"--dropout {new.dropout}: must be below 1")
         if new.init_text is not None and new.finetunes:
@@ -153,7 +155,7 @@ def pick_device(name: str) -> str:
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
         torch.empty(1, device=name)
-    except (RuntimeError, AssertionError) as error:  # PyTorch says "not compiled with" in either way
+    except (RuntimeError, AssertionError, ImportError) as error:  # PyTorch says "not compiled with" in either way
         raise InputError(f"--device {name} cannot be used here: {str(error).splitlines()[0]}") from None
     return name
 
@@ -279,9 +281,15 @@ def load_settings(folder: Path) -> Settings:
     if not path.exists():
         raise InputError(f"{folder} is not a run: it has no settings.json")
     try:
-        return Settings(**json.loads(read_text(path)))
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{path} is not a run's settings ({error})") from None
+        settings = Settings(**json.loads(read_text(path)))
+        for field in dataclasses.fields(Settings):
+            value, kind, choices = getattr(settings, field.name), field.metadata["type"], field.metadata["choices"]
+            kinds = (kind, type(field.default), int if kind is float else kind)  # JSON may write 1.0 as 1
+            if not isinstance(value, kinds) or (choices and value not in (None, *choices)):
+                raise ValueError(f"{field.name} is {value!r}")
+        return settings
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not a run's settings ({error}): put it back as train.py wrote it") from None
 
 
 def write_json(path: Path, content: dict) -> None:
@@ -293,10 +301,12 @@ def write_json(path: Path, content: dict) -> None:
 
 def check_room(settings: Settings, model: GPT2, sources: list[str], tokenizer) -> None:
     """Raise InputError when the longest table and its text cannot fit into the context."""
-    longest = max(len(encode_prompt(tokenizer, source)) for source in sources)
+    longest, source = max((len(encode_prompt(tokenizer, source)), source) for source in sources)
     need = longest + settings.max_new_tokens + (settings.prefix_len or 0)
     if need > model.config.n_positions:
         raise InputError(
-            f"a table of {longest} tokens, {settings.max_new_tokens} new ones and the prefix need {need} positions,"
-            f" but the model has {model.config.n_positions}: lower --max_new_tokens"
+            f"the table {shorten(source)}, {longest} tokens, {settings.max_new_tokens} new ones and the prefix need {need} positions,"
+            f" but the model has {model.config.n_positions}: lower --max_new_tokens or --prefix_len, or shorten the table"
         )
+    if 2 * settings.beam_size > model.config.vocab_size - 2:  # two candidates a beam; two newline tokens are banned
+        raise InputError(f"--beam_size {settings.beam_size} is too large for {model.config.vocab_size} tokens: lower it")

@@ -17,6 +17,7 @@ a function of seed and epoch alone.
 
 import argparse
 import csv
+import hashlib
 import math
 import os
 import signal
@@ -30,7 +31,7 @@ import torch.nn.functional as F
 from beam import beam_search
 from e2e_data import Batch, Encoded, collate, encode, encode_prompt, epoch_order, load_split, load_tokenizer
 from evaluate import decode_ids, evaluate_run, newline_tokens
-from files import InputError, exit_on_input_error, write_whole
+from files import InputError, exit_on_input_error, explain_os_error, write_whole
 from gpt2 import GPT2
 from runs import Settings, add_flags, autocast, check_room, describe_machine, open_folder, start_model, trained_file, write_json
 from weights import write_safetensors
@@ -88,16 +89,19 @@ class CsvLog:
     def __init__(self, path: Path, columns: tuple[str, ...], after: int):
         rows = []
         if path.exists():
-            with open(path, newline="", encoding="utf-8") as file:
-                rows = [row for row in list(csv.reader(file))[1:] if len(row) == len(columns) and int(row[0]) <= after]
+            with open(path, newline="", encoding="utf-8", errors="replace") as file:  # a crash may have left half a line
+                rows = [row for row in csv.reader(file) if len(row) == len(columns) and row[0].isdecimal() and int(row[0]) <= after]
         with write_whole(path) as file:
             csv.writer(file, lineterminator="\n").writerows([columns, *rows])
         self.path = path
 
     def add(self, *row) -> None:
         """Append a line, and let it reach the file now."""
-        with open(self.path, "a", newline="", encoding="utf-8") as file:
-            csv.writer(file, lineterminator="\n").writerow(row)
+        try:
+            with open(self.path, "a", newline="", encoding="utf-8") as file:
+                csv.writer(file, lineterminator="\n").writerow(row)
+        except OSError as error:
+            raise InputError(f"{self.path} was not written: {explain_os_error(error)}") from None
 
 
 class StopSignal:
@@ -143,21 +147,22 @@ def load_checkpoint(path: Path, learned, optimizer) -> dict:
         state = torch.load(path, map_location="cpu", weights_only=True)
         learned.load_state_dict(state["learned"])
         optimizer.load_state_dict(state["optimizer"])
-    except (RuntimeError, KeyError, ValueError, EOFError, OSError) as error:
-        raise InputError(
-            f"{path} does not fit this run or is damaged ({str(error).splitlines()[0]}): delete it to begin again"
-        ) from None
+        torch.set_rng_state(state["rng"])
+        if "cuda_rng" in state and torch.cuda.is_available():
+            torch.cuda.set_rng_state_all(state["cuda_rng"])
+        _, _, _ = state["since_log"]
+        return state | {"step": int(state["step"]), "seconds": float(state["seconds"]), "best": float(state["best"])}
+    except (RuntimeError, KeyError, ValueError, TypeError, EOFError, OSError) as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise InputError(f"{path} does not fit this run or is damaged ({reason}): delete it to begin again") from None
     except Exception as error:  # the unpickler's refusal has a type of its own
         raise InputError(f"{path} is not a checkpoint of this program ({type(error).__name__}): delete it to begin again") from None
-    torch.set_rng_state(state["rng"])
-    if "cuda_rng" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda_rng"])
-    return state
 
 
-def train(settings: Settings, resume: bool = False) -> Path:
+def train(settings: Settings, resume: bool = False, evaluates: bool = False) -> Path:
     """Run the training that the settings describe; returns the run's folder.
 
+    evaluates   a look at the test data comes first: what is wrong with them is better known now than after hours
     A run that has ended already is left as it is. Raises InputError for what the user can put right, and
     KeyboardInterrupt after Ctrl-C, when the checkpoint has been written.
     """
@@ -165,6 +170,8 @@ def train(settings: Settings, resume: bool = False) -> Path:
     tokenizer = load_tokenizer(settings.model)
     pad = tokenizer.eot_token
     train_set, valid_set = (load_split(settings.data, split) for split in ("train", "valid"))
+    if evaluates:
+        load_split(settings.data, "test")
     if settings.train_examples is not None:
         train_set = [train_set[i] for i in epoch_order(len(train_set), settings.seed, -1)[: settings.train_examples]]
     model, prefix = start_model(settings)
@@ -173,9 +180,10 @@ def train(settings: Settings, resume: bool = False) -> Path:
     prefix_len = prefix.prefix_len if prefix is not None else 0
     room = model.config.n_positions - prefix_len
     sources = list(dict.fromkeys(example.source for example in valid_set))
-    check_room(settings, model, sources, tokenizer)
     train_set = encode(tokenizer, train_set, room, settings.score_separator)
     valid_set = encode(tokenizer, valid_set, room, settings.score_separator)
+    check_room(settings, model, sources, tokenizer)
+    data = hashlib.sha256(repr(train_set).encode()).hexdigest()
 
     folder = open_folder(settings, resume)  # only now: bad input leaves no folder behind
     done = trained_file(folder, settings)
@@ -194,6 +202,8 @@ def train(settings: Settings, resume: bool = False) -> Path:
     state = {"step": 0, "seconds": 0.0, "best": math.inf, "since_log": [0.0, 0, 0]}
     if checkpoint.exists():
         state |= load_checkpoint(checkpoint, learned, optimizer)
+        if state.get("data") != data:
+            raise InputError(f"{folder}: the training examples have changed since it was begun: put them back, or choose another --out")
         print(f"resuming at step {state['step']} of {steps}")
     first, best, since_log = state["step"], state["best"], state["since_log"]
     log = CsvLog(folder / "log.csv", ("step", "epoch", "loss", "lr", "grad_norm", "tokens_per_s"), first)
@@ -203,7 +213,7 @@ def train(settings: Settings, resume: bool = False) -> Path:
     def checkpoint_now(step: int) -> None:
         save_checkpoint(
             checkpoint, step=step, learned=learned.state_dict(), optimizer=optimizer.state_dict(),
-            seconds=state["seconds"] + time.monotonic() - began, best=best, since_log=since_log,
+            seconds=state["seconds"] + time.monotonic() - began, best=best, since_log=since_log, data=data,
         )  # fmt: skip
 
     began = logged = time.monotonic()
@@ -216,7 +226,7 @@ def train(settings: Settings, resume: bool = False) -> Path:
             lr = learning_rate(settings, step, steps)
             loss, norm = update(model, learned, optimizer, examples, lr, settings, pad)
             if not math.isfinite(loss):
-                raise InputError(f"the loss is {loss} at step {step + 1}: lower --lr (it is {settings.lr:g})")
+                raise InputError(f"the loss is {loss} at step {step + 1}: lower --lr (it is {settings.lr:g}), with another --out")
             # The log states the loss in nats a scored token in every mode, so that curves can be compared.
             scored, read = sum(len(ids) - n for ids, n in examples), sum(len(ids) for ids, _ in examples)
             since_log = [a + b for a, b in zip(since_log, (loss, scored, read))]
@@ -230,6 +240,8 @@ def train(settings: Settings, resume: bool = False) -> Path:
                 since_log, logged = [0.0, 0, 0], now
             if n % valid_every == 0 or n == steps:
                 valid_loss = validate(model, valid_set, settings, pad)
+                if not math.isfinite(valid_loss):
+                    raise InputError(f"the validation loss is {valid_loss} at step {n}: lower --lr (it is {settings.lr:g}), with another --out")
                 with autocast(settings):
                     ids = beam_search(model.eval(), [encode_prompt(tokenizer, sources[0])], pad, settings.beam_size,
                                       settings.max_new_tokens, settings.length_norm, newline_tokens(tokenizer))[0]  # fmt: skip
@@ -237,7 +249,7 @@ def train(settings: Settings, resume: bool = False) -> Path:
                 sample = decode_ids(tokenizer, ids)
                 seconds = state["seconds"] + time.monotonic() - began
                 valid_log.add(n, f"{n / steps_per_epoch:.4f}", f"{valid_loss:.6f}", f"{seconds:.1f}", sample)
-                print(f"validation loss {valid_loss:.4f} (perplexity {math.exp(valid_loss):.2f})\n  {sources[0]}\n  -> {sample}", flush=True)
+                print(f"validation loss {valid_loss:.4f} (perplexity {math.exp(min(valid_loss, 700)):.2f})\n  {sources[0]}\n  -> {sample}", flush=True)
                 if settings.keep == "best" and valid_loss < best:
                     save_learned(model, prefix, done, settings)
                 best = min(best, valid_loss)
@@ -313,7 +325,7 @@ def main(argv: list[str] | None = None) -> None:
     flags = vars(parser.parse_args(argv))
     resume, no_eval = flags.pop("resume"), flags.pop("no_eval")
     try:
-        folder = train(Settings(**flags), resume)
+        folder = train(Settings(**flags), resume, evaluates=not no_eval)
         if not no_eval:
             evaluate_run(folder)
     except KeyboardInterrupt:

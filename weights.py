@@ -215,7 +215,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         if start != size:
             raise ValueError(f"{size - start} bytes are left over")
         return {key: tensors[key] for key in header}, metadata
-    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, RecursionError, struct.error) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, struct.error) as error:
         raise InputError(f"{path} is not a whole safetensors file ({error}): delete it and fetch it again") from None
 
 
