@@ -1,0 +1,76 @@
+"""BLEU (Papineni et al. 2002, "BLEU: a Method for Automatic Evaluation of Machine Translation").
+
+    BLEU = BP * (p1 * p2 * p3 * p4) ** (1/4)
+
+    p_n  = clipped n-gram matches / n-grams in the hypotheses, both summed over the whole
+           corpus before dividing (section 2.2)
+    BP   = 1 if c > r, else exp(1 - r/c)                            (section 2.3)
+    c    = hypothesis tokens;  r = sum over segments of the length of the reference
+           closest in length to the hypothesis, the shorter of two equally close
+
+It is corpus BLEU: a mean of sentence scores would be another number.
+
+Nothing is smoothed, but as in the reference scorer (pymteval) a zero does not reach the logarithm:
+no match counts as 1e-15 matches, no n-gram as 1e-9 n-grams. So a segment without a
+4-gram match scores some 1e-4 and not 0, which a table of four decimals shows.
+`smoothing=1.0` adds one to both sides of every p_n: the "sentBLEU" column of the reference's
+per-segment table (BLEU+1; Lin and Och 2004 leave p_1 alone, the reference does not).
+
+Where pymteval and mteval-v13a.pl differ we follow mteval, as sacrebleu does:
+pymteval counts -1 and -2 n-grams for a hypothesis shorter than n-1 tokens, so that a
+corpus of short answers can score above 1, and takes an empty hypothesis for one empty token.
+On corpora whose hypotheses all have three tokens or more the two are equal. Capitals are another matter:
+the tokens are the Python port's, so that "É" is "é", which to the Perl script it is not.
+
+Left out: other tokenisers, mteval's own smoothing and its "shortest reference" length.
+
+Worked example. Hypothesis "the cat sat on the mat today" (7 tokens), reference
+"the cat sat on the mat" (6): matches 6, 5, 4, 3 of 7, 6, 5, 4 n-grams, BP = 1, so
+BLEU = (6/7 * 5/6 * 4/5 * 3/4) ** (1/4) = (3/7) ** (1/4) = 0.8091.
+
+>>> hypothesis, reference = "the cat sat on the mat today".split(), "the cat sat on the mat".split()
+>>> round(bleu([segment(hypothesis, [reference])]), 4)
+0.8091
+"""
+
+import math
+
+from metrics.ngrams import Segment, hypothesis_ngrams, segment  # noqa: F401 (segment: for the example above)
+
+MAX_ORDER = 4
+NO_MATCHES, NO_NGRAMS = 1e-15, 1e-9  # stand for zero on either side of a fraction, as in the reference
+
+
+def bleu(segments: list[Segment], smoothing: float = 0.0) -> float:
+    """Corpus BLEU-4 in 0..1; pass a list of one segment for a sentence's.
+
+    segments: from `metrics.ngrams.segment`, counted up to order 4 or more.
+    smoothing: added to matches and n-grams of every order (1.0 gives sentBLEU).
+    """
+    matches = [0] * (MAX_ORDER + 1)  # index = order
+    for seg in segments:
+        for ngram, count in seg.matches.items():
+            if len(ngram) <= MAX_ORDER:
+                matches[len(ngram)] += count
+
+    log_precisions = 0.0
+    for order in range(1, MAX_ORDER + 1):
+        hits = max(matches[order] + smoothing, NO_MATCHES)
+        total = max(hypothesis_ngrams(segments, order) + smoothing, NO_NGRAMS)
+        log_precisions += math.log(hits / total)
+
+    return brevity_penalty(segments) * math.exp(log_precisions / MAX_ORDER)
+
+
+def brevity_penalty(segments: list[Segment]) -> float:
+    """BP in 0..1: 1 when the hypotheses have at least as many tokens as their closest references."""
+    c = sum(seg.hypothesis_length for seg in segments)
+    r = sum(closest_length(seg.hypothesis_length, seg.reference_lengths) for seg in segments)
+    if c >= r:
+        return 1.0
+    return math.exp(1.0 - r / c) if c else 0.0
+
+
+def closest_length(length: int, reference_lengths: list[int]) -> int:
+    """The reference length nearest to `length`; of two equally near, the shorter."""
+    return min(reference_lengths, key=lambda reference: (abs(reference - length), reference))

@@ -1,0 +1,114 @@
+"""NIST (Doddington 2002, "Automatic Evaluation of Machine Translation Quality Using N-gram Co-Occurrence Statistics").
+
+BLEU counts every matching n-gram alike; NIST weighs it by how surprising its last
+word is, given the words before (equations 2 and 3 there):
+
+    info(w1..wn) = log2( count(w1..w(n-1)) / count(w1..wn) )       counted over all references;
+                                                                   for n = 1 the upper count is their total of words
+    NIST = penalty * sum over n = 1..5 of
+           (sum of info over matching n-grams) / (n-grams in the hypotheses)
+
+    penalty = exp(-beta * ln(min(1, ratio))**2),    beta such that ratio 2/3 gives 1/2
+    ratio   = hypothesis words / average reference words
+
+Matches are clipped as in BLEU. The sums run over the corpus before dividing. There is no upper bound, and
+a hypothesis equal to its reference is not always the best one: where a reference repeats a
+common word, leaving one out raises the average information of the rest.
+
+"Average reference words" is read in two ways when segments have different numbers of references:
+
+    python  (measure_scores.py -p)   sum over segments of the mean length of its references
+    perl    (measure_scores.py)      all reference words / (references / segments)
+
+Papers have used either. A hypothesis as long as its references scores the same in both. The Perl script
+also lower-cases A-Z only (metrics/mteval.py), and takes the history "0" for no history
+(the string "0" is false in Perl), so that info("0 x") is computed from the total of words.
+
+For hypotheses shorter than an n-gram we count no n-grams of that order, as mteval does;
+the Python reference counts -1 or less, and divides by zero on a lone segment of one to four tokens.
+
+Left out: n-grams longer than 5, document and segment averages of mteval's report.
+
+Worked example. Reference "a a b", hypothesis "a b": info(a) = log2(3/2) = 0.585,
+info(b) = log2(3/1) = 1.585, info(a b) = log2(count(a) / count(a b)) = log2(2/1) = 1. Sum:
+(0.585 + 1.585)/2 + 1/1 = 2.085; ratio 2/3, penalty 1/2: NIST = 1.0425.
+
+>>> round(nist([segment("a b".split(), ["a a b".split()])]), 4)
+1.0425
+"""
+
+import math
+from collections import Counter
+
+from metrics.ngrams import Ngram, Segment, hypothesis_ngrams, segment  # noqa: F401 (segment: for the example above)
+
+MAX_ORDER = 5
+BETA = math.log(2) / math.log(3 / 2) ** 2  # penalty 1/2 at ratio 2/3
+
+
+def nist(segments: list[Segment], variant: str = "python", counts: dict[Ngram, int] | None = None) -> float:
+    """Corpus NIST, 0 or more (about 8 on E2E); pass a list of one segment for a sentence's.
+
+    segments: from `metrics.ngrams.segment`, counted up to order 5 or more.
+    variant: "python" or "perl", the two readings of the average reference length.
+    counts: `reference_counts(segments)` where the caller has them already; most of the time goes there.
+
+    Raises ValueError for another variant.
+    """
+    if variant not in ("python", "perl"):
+        raise ValueError(f'variant must be "python" or "perl", not {variant!r}')
+    information = [0.0] * (MAX_ORDER + 1)  # index = order
+    matches = _matches(segments)
+    counts = reference_counts(segments) if counts is None else counts
+    total_words = sum(sum(seg.reference_lengths) for seg in segments)
+    for ngram, count in matches.items():
+        history = ngram[:-1]
+        history_is_empty = not history or (variant == "perl" and history == ("0",))
+        history_count = total_words if history_is_empty else counts[history]
+        information[len(ngram)] += count * math.log2(history_count / counts[ngram])
+
+    score = 0.0
+    for order in range(1, MAX_ORDER + 1):
+        total = hypothesis_ngrams(segments, order)
+        score += information[order] / total if total else 0.0
+
+    hypothesis_words = hypothesis_ngrams(segments, 1)
+    return score * length_penalty(hypothesis_words, average_reference_words(segments, variant))
+
+
+def _matches(segments: list[Segment]) -> Counter:
+    """Clipped matches of each n-gram of up to 5 words, summed over the segments."""
+    matches: Counter = Counter()
+    for seg in segments:
+        for ngram, count in seg.matches.items():
+            if len(ngram) <= MAX_ORDER:
+                matches[ngram] += count
+    return matches
+
+
+def reference_counts(segments: list[Segment]) -> dict[Ngram, int]:
+    """Occurrences over all references, for the n-grams that match anywhere (their histories match too)."""
+    counts = {ngram: 0 for seg in segments for ngram in seg.matches}
+    for seg in segments:
+        for ngram in seg.reference_counts.keys() & counts.keys():
+            counts[ngram] += seg.reference_counts[ngram]
+    return counts
+
+
+def average_reference_words(segments: list[Segment], variant: str) -> float:
+    """The words a hypothesis corpus of average length would have (see the two readings above)."""
+    if variant == "python":
+        return sum(sum(seg.reference_lengths) / len(seg.reference_lengths) for seg in segments)
+    words = sum(sum(seg.reference_lengths) for seg in segments)
+    # mteval pads segments to equal numbers of references with empty ones, so it cannot count an empty one.
+    references = sum(sum(length > 0 for length in seg.reference_lengths) for seg in segments)
+    return words * len(segments) / references if references else 0.0
+
+
+def length_penalty(hypothesis_words: float, reference_words: float) -> float:
+    """In 0..1: 1 from ratio 1 upwards, 1/2 at ratio 2/3, 0 for no words at all."""
+    if hypothesis_words >= reference_words:
+        return 1.0
+    if hypothesis_words <= 0:
+        return 0.0
+    return math.exp(-BETA * math.log(hypothesis_words / reference_words) ** 2)
