@@ -1,0 +1,158 @@
+"""BLEU, NIST, METEOR, ROUGE-L and CIDEr, equal to the E2E challenge's reference scorer.
+
+    >>> scores = score(["The cat sat on a mat.", "A dog!"], [["The cat sat on the mat.", "It sat."], ["A dog barked."]])
+    >>> {key: round(value, 4) for key, value in scores.items() if key != "METEOR"}
+    {'BLEU': 0.4088, 'NIST': 2.9374, 'NIST_perl': 2.9374, 'ROUGE_L': 0.8027, 'CIDEr': 3.4598}
+
+(METEOR is left out of the example because it needs tables that may not be here; see `unavailable`.)
+
+Where to read on, in the order the text goes through:
+
+    read.py     the files outputs and references come in
+    mteval.py   tokens for BLEU and NIST       -> ngrams.py -> bleu.py, nist.py
+    ptb.py      tokens for the other three     -> meteor.py, rouge.py, cider.py
+
+Left out: this file computes nothing itself; each number's formula stands at the head of its file.
+"""
+
+import gc
+from contextlib import contextmanager
+
+from metrics import bleu, cider, meteor, mteval, ngrams, nist, ptb, rouge
+
+# Raised whenever a change makes any number of any input differ, so that a printed signature dates a score.
+VERSION = "1.0"
+
+CORPUS_KEYS = ("BLEU", "NIST", "NIST_perl", "METEOR", "ROUGE_L", "CIDEr")
+SEGMENT_KEYS = ("BLEU", "sentBLEU", "NIST", "METEOR", "ROUGE_L", "CIDEr")  # the reference's per-segment table
+
+
+def score(hypotheses: list[str], references: list[list[str]], per_segment: bool = False) -> dict:
+    """Score system outputs against references.
+
+    hypotheses: N texts, untokenised or tokenised, any Unicode, possibly empty.
+    references: N lists of one or more texts; lists may differ in length.
+
+    Returns corpus scores on the reference scorer's scale, keys CORPUS_KEYS:
+        BLEU, METEOR, ROUGE_L   0..1
+        NIST, NIST_perl         0 upwards (the two length penalties of metrics/nist.py)
+        CIDEr                   0..10, and 0 for a single segment, which has no document frequencies
+    METEOR is absent when its tables are (then `unavailable()` says why).
+
+    With per_segment=True returns {"corpus": those scores, "segments": [N dicts with SEGMENT_KEYS]}:
+    BLEU and NIST of a segment by itself, sentBLEU the smoothed BLEU, and the segment's part of the rest.
+
+    Raises ValueError for no hypotheses, lists of different lengths, or a segment without references.
+    """
+    _check(hypotheses, references)
+    with _without_garbage_collector():
+        corpus, columns = _score_words(hypotheses, references, per_segment)
+        hypotheses_tokens, references_tokens = _ptb_tokens(hypotheses, references)
+        if not unavailable():
+            corpus["METEOR"], columns["METEOR"] = meteor.meteor(
+                [" ".join(tokens) for tokens in hypotheses_tokens],
+                [[" ".join(tokens) for tokens in segment_references] for segment_references in references_tokens],
+            )
+        corpus["ROUGE_L"], columns["ROUGE_L"] = rouge.rouge_l(hypotheses_tokens, references_tokens)
+        corpus["CIDEr"], columns["CIDEr"] = cider.cider(hypotheses_tokens, references_tokens)
+    if not per_segment:
+        return corpus
+    return {"corpus": corpus, "segments": [dict(zip(columns, values)) for values in zip(*columns.values())]}
+
+
+def unavailable() -> dict[str, str]:
+    """The scores that cannot be computed here, each with one line saying why and what to do; {} when all can."""
+    reason = meteor.available()
+    return {} if reason is None else {"METEOR": reason}
+
+
+def signature() -> str:
+    """One line that says how the numbers were made, to be printed with them."""
+    meteor_modules = "unavailable" if unavailable() else "1.5,en,norm,exact+stem+synonym+paraphrase"
+    return "|".join((
+        f"scorer:{VERSION}",
+        "BLEU:13a,lc,closest,nosmooth",
+        "NIST:13a,lc,n5,python-penalty",
+        "NIST_perl:13a,lc-ascii,n5,perl-penalty",
+        "tok:ptb-3.4.1,lc,nopunct",
+        f"METEOR:{meteor_modules}",
+        "ROUGE_L:beta1.2",
+        "CIDEr:n4,sigma6",
+    ))
+
+
+def _check(hypotheses: list[str], references: list[list[str]]) -> None:
+    if not hypotheses:
+        raise ValueError("there are no hypotheses to score")
+    if len(hypotheses) != len(references):
+        raise ValueError(
+            f"{len(hypotheses)} hypotheses but {len(references)} reference lists; each hypothesis needs one list"
+        )
+    for index, segment_references in enumerate(references):
+        # A bare string is the likeliest slip, and would be scored as a list of letters.
+        if isinstance(segment_references, str):
+            raise ValueError(f"references[{index}] is a string; give a list of strings, even for one reference")
+        if not segment_references:
+            raise ValueError(f"references[{index}] is empty; each hypothesis needs at least one reference")
+
+
+def _score_words(hypotheses: list[str], references: list[list[str]], per_segment: bool) -> tuple[dict, dict]:
+    """BLEU and NIST: the corpus scores, and where asked {key: one value a segment}."""
+    segments = [
+        ngrams.segment(mteval.tokenize(hypothesis), [mteval.tokenize(reference) for reference in segment_references])
+        for hypothesis, segment_references in zip(hypotheses, references)
+    ]
+    perl_segments = _as_perl(segments, hypotheses, references)
+    counts = nist.reference_counts(segments)
+    corpus = {
+        "BLEU": bleu.bleu(segments),
+        "NIST": nist.nist(segments, "python", counts),
+        "NIST_perl": nist.nist(perl_segments, "perl", counts if perl_segments == segments else None),
+    }
+    columns = {}
+    if per_segment:
+        columns["BLEU"] = [bleu.bleu([segment]) for segment in segments]
+        columns["sentBLEU"] = [bleu.bleu([segment], smoothing=1.0) for segment in segments]
+        columns["NIST"] = [nist.nist([segment]) for segment in segments]
+    return corpus, columns
+
+
+def _ptb_tokens(
+    hypotheses: list[str], references: list[list[str]]
+) -> tuple[list[list[str]], list[list[list[str]]]]:
+    """Words for METEOR, ROUGE-L and CIDEr: of each hypothesis, and of each reference of each segment."""
+    # All hypotheses are tokenised as one text and all references as another, as the reference scorer does: a
+    # few of the tokeniser's rules look past the end of the line.
+    flat = [text for segment_references in references for text in segment_references]
+    hypotheses_tokens = [ptb.without_punctuation(tokens) for tokens in ptb.tokenize_lines(hypotheses)]
+    reference_tokens = iter([ptb.without_punctuation(tokens) for tokens in ptb.tokenize_lines(flat)])
+    return hypotheses_tokens, [[next(reference_tokens) for _ in texts] for texts in references]
+
+
+def _as_perl(
+    segments: list[ngrams.Segment], hypotheses: list[str], references: list[list[str]]
+) -> list[ngrams.Segment]:
+    """The segments counted on the Perl script's tokens: the same, save where a text has capitals like É."""
+    perl_segments = []
+    for segment, hypothesis, segment_references in zip(segments, hypotheses, references):
+        if not all(mteval.tokenizers_agree(text) for text in [hypothesis, *segment_references]):
+            reference_tokens = [mteval.tokenize_perl(reference) for reference in segment_references]
+            segment = ngrams.segment(mteval.tokenize_perl(hypothesis), reference_tokens)
+        perl_segments.append(segment)
+    return perl_segments
+
+
+@contextmanager
+def _without_garbage_collector():
+    """Switch Python's cycle collector off for a while.
+
+    Scoring makes millions of small tuples, none in a cycle. The collector would walk all of them again and
+    again for nothing: a tenth of the time.
+    """
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
