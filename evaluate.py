@@ -20,7 +20,8 @@ from e2e_data import encode_prompt, find_split, group_references, load_split, lo
 from files import InputError, exit_on_input_error, write_whole
 from gpt2 import GPT2
 from metrics import read
-from runs import Settings, add_flags, autocast, check_room, describe_machine, load_run, write_json
+from runs import check_room, load_run, write_json
+from settings import Settings, add_flags, autocast, describe_machine
 
 # What others report on E2E's test set, on the paper's tokenised references. The paper's NIST comes from
 # the scorer's Python variant, the poster's from the Perl one (metrics/nist.py).

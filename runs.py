@@ -1,4 +1,4 @@
-"""A run: its settings (the command line's flags), its folder, the model it begins and ends with.
+"""A run's folder: the model it begins and ends with, and all that it keeps on the way.
 
     runs/NAME/settings.json        every flag, so that evaluation and --resume need not be told again
               log.csv              step, epoch, loss, lr, grad_norm, tokens_per_s
@@ -6,195 +6,22 @@
               checkpoint.pt        while unfinished: what --resume needs
               prefix.safetensors   what was learned (model.safetensors after fine-tuning)
               summary.json         parameters, seconds, machine
-              outputs.txt, scores.json   from evaluate.py
-
-The defaults are the paper's row for E2E (appendix, table 6): what `python train.py` does without flags.
+              outputs.txt, scores.json, evaluation.json      from evaluate.py
 """
 
-import argparse
+import csv
 import dataclasses
 import json
-import platform
-from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from beam import LENGTH_NORMS
-from e2e_data import encode_prompt, load_tokenizer, shorten
-from files import InputError, read_text, write_whole
-from gpt2 import CONFIGS, GPT2, Projection
+from e2e_data import encode_prompt, shorten
+from files import InputError, explain_os_error, read_text, write_whole
+from gpt2 import GPT2, Projection
 from prefix import MODES, Prefix, load_prefix
-from weights import load_gpt2
-
-
-def flag(default, help: str, choices: tuple = (), kind: type | None = None):
-    """A field of Settings that is also a flag of the command line. kind: its type where the default is None."""
-    return dataclasses.field(default=default, metadata={"help": help, "choices": choices or None, "type": kind or type(default)})
-
-
-@dataclass
-class Settings:
-    """All that decides a run's result, and where it goes. `resolve` fills in what depends on the mode."""
-
-    # what is learned
-    mode: str = flag("prefix", "what is learned", (*MODES, "finetune"))
-    prefix_len: int | None = flag(None, "P, positions of the prefix (default: 5, or the words of --init_text)", kind=int)
-    mid_dim: int = flag(512, "width of the MLP that computes the prefix while it is trained")
-    no_reparam: bool = flag(False, "learn the activations directly, without the MLP")
-    init_text: str | None = flag(None, "begin with the activations of these words, e.g. 'table-to-text:' (low data)", kind=str)
-    # the frozen model, and the data
-    model: str = flag("gpt2", f"{', '.join(CONFIGS)}, or a folder with config.json")
-    weights: str | None = flag(None, "a local .safetensors or TensorFlow checkpoint; 'random': untrained (default: download)", kind=str)
-    data: str | None = flag(None, "folder with the data, text or CSV (default: the paper's E2E files, downloaded)", kind=str)
-    train_examples: int | None = flag(None, "use only so many training examples, drawn by --seed (low data)", kind=int)
-    # optimisation: AdamW, linear decay to 0
-    lr: float | None = flag(None, "learning rate (default: 8e-5, fine-tuning 5e-5)", kind=float)
-    epochs: int = flag(5, "passes over the training data")
-    max_steps: int | None = flag(None, "updates; overrides --epochs", kind=int)
-    batch_size: int = flag(10, "examples an update")
-    grad_accum: int = flag(1, "compute a batch in so many pieces: the same update with less memory")
-    warmup_steps: int = flag(0, "updates over which the learning rate rises from 0")
-    weight_decay: float = flag(0.0, "AdamW's weight decay")
-    clip: float = flag(1.0, "largest gradient norm; 0: no clipping")
-    dropout: float | None = flag(None, "GPT-2's dropout while training (default: 0, fine-tuning 0.1)", kind=float)
-    loss: str | None = flag(None, "sum over a sentence's tokens then mean, or mean over tokens (default: sentence, fine-tuning token)",
-                            ("sentence", "token"), kind=str)  # fmt: skip
-    score_separator: bool = flag(False, "count the separator in the loss too (the poster)")
-    seed: int = flag(101, "of initialisation, order and dropout")
-    keep: str = flag("last", "keep the last weights, or those with the best validation loss", ("last", "best"))
-    # decoding
-    beam_size: int = flag(5, "hypotheses kept; 1 is greedy")
-    length_norm: str = flag("total", "a hypothesis' log-probability is divided by: prompt + text (the paper), text (libraries), 1", LENGTH_NORMS)
-    max_new_tokens: int = flag(100, "longest text generated")
-    # where and how
-    out: str | None = flag(None, "the run's folder (default: runs/MODEL-MODE and so on)", kind=str)
-    device: str = flag("auto", "cpu, cuda, mps (auto: cuda where there is one)")
-    dtype: str = flag("auto", "bf16 or fp32 products (auto: bf16 where the hardware has it)", ("auto", "bf16", "fp32"))
-    log_every: int = flag(50, "steps between lines of log.csv")
-    valid_every: int = flag(0, "steps between validations (0: after each epoch)")
-    checkpoint_every: int = flag(500, "steps between checkpoints")
-
-    @property
-    def finetunes(self) -> bool:
-        """Are all of GPT-2's weights learned?"""
-        return self.mode == "finetune"
-
-    def resolve(self) -> "Settings":
-        """Check the numbers and fill in the defaults that depend on the mode. Raises InputError."""
-        new = dataclasses.replace(self)
-        for name in ("epochs", "batch_size", "grad_accum", "log_every", "checkpoint_every", "beam_size", "max_new_tokens",
-                     "prefix_len", "max_steps", "train_examples", "mid_dim"):  # fmt: skip
-            value = getattr(new, name)
-            if value is not None and value < 1:
-                raise InputError(f"--{name} {value}: must be at least 1")
-        for name in ("lr", "clip", "dropout", "weight_decay", "warmup_steps", "valid_every", "seed"):
-            value = getattr(new, name)
-            if value is not None and not 0 <= value < float("inf"):
-                raise InputError(f"--{name} {value}: must be 0 or more")
-        if new.seed >= 2**64:
-            raise InputError(f"--seed {new.seed}: must be below 2**64")
-        if new.dropout is not None and new.dropout >= 1:
-            raise InputError(f"--dropout {new.dropout}: must be below 1")
-        if new.init_text is not None and new.finetunes:
-            raise InputError("--init_text needs a mode with a prefix: fine-tuning has none")
-        new.prefix_len = resolve_prefix_len(new)
-        new.lr = new.lr if new.lr is not None else (5e-5 if new.finetunes else 8e-5)
-        new.dropout = new.dropout if new.dropout is not None else (0.1 if new.finetunes else 0.0)
-        new.loss = new.loss or ("token" if new.finetunes else "sentence")
-        new.device = pick_device(new.device)
-        new.dtype = pick_dtype(new.dtype, new.device)
-        new.out = new.out or default_folder(new)
-        return new
-
-
-def init_tokens(s: Settings) -> list[int] | None:
-    """The tokens of --init_text, with the space in front that they would have inside a text."""
-    return None if s.init_text is None else load_tokenizer(s.model).encode_ordinary(" " + s.init_text.strip())
-
-
-def resolve_prefix_len(s: Settings) -> int | None:
-    """P: as given, or one position for each token of --init_text, or 5. None when there is no prefix."""
-    if s.finetunes:
-        return None
-    words = init_tokens(s)
-    if words is None:
-        return s.prefix_len if s.prefix_len is not None else 5
-    if s.prefix_len not in (None, len(words)):
-        raise InputError(f"--prefix_len {s.prefix_len}, but --init_text {s.init_text!r} has {len(words)} tokens: leave --prefix_len out")
-    return len(words)
-
-
-def default_folder(s: Settings) -> str:
-    """runs/gpt2-prefix5, runs/gpt2-finetune, ...: one folder for each thing that may be compared."""
-    return f"runs/{Path(s.model).name}-{s.mode}" + ("" if s.finetunes else str(s.prefix_len)) + ("-words" if s.init_text else "")
-
-
-def add_flags(parser: argparse.ArgumentParser, names: tuple[str, ...] | None = None) -> None:
-    """The fields of Settings (all, or these) as flags; those not given on the command line stay away."""
-    for field in dataclasses.fields(Settings):
-        if names is not None and field.name not in names:
-            continue
-        about = dict(field.metadata)
-        default = "" if field.default is None or field.default is False else f" (default: {field.default})"
-        options = {"help": about["help"].replace("%", "%%") + ("" if "(default" in about["help"] else default)}
-        if about["type"] is bool:
-            options["action"] = "store_true"
-        else:
-            options |= {"type": about["type"], "choices": about["choices"], "metavar": None if about["choices"] else field.name.upper()}
-        parser.add_argument(f"--{field.name}", default=argparse.SUPPRESS, **options)
-
-
-# ----------------------------------------------------------------------------- the machine
-
-
-def pick_device(name: str) -> str:
-    """"auto" -> "cuda" where there is one, else "cpu"; anything else is tried."""
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(1, device=name)
-    except (RuntimeError, AssertionError, ImportError) as error:  # PyTorch says "not compiled with" in either way
-        raise InputError(f"--device {name} cannot be used here: {str(error).splitlines()[0]}") from None
-    return name
-
-
-def pick_dtype(name: str, device: str) -> str:
-    """"auto" -> "bf16" where the hardware multiplies in bf16, else "fp32"."""
-    if name != "auto":
-        return name
-    if device.startswith("cuda"):
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    return "bf16" if device == "cpu" and cpu_has_bf16() else "fp32"
-
-
-def cpu_facts() -> dict[str, str]:
-    """What Linux says of the first processor, e.g. "model name" and "flags"; elsewhere nothing."""
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return {}
-    lines = (line.partition(":") for line in text.split("\n\n")[0].splitlines())
-    return {name.strip(): value.strip() for name, _, value in lines}
-
-
-def cpu_has_bf16() -> bool:
-    """Does the processor have AMX or AVX512-BF16? (Without, PyTorch emulates bf16, slower than fp32.)"""
-    return not {"amx_bf16", "avx512_bf16"}.isdisjoint(cpu_facts().get("flags", "").split())
-
-
-def autocast(settings: Settings):
-    """The context in which the model is called: matrix products in bf16, or nothing special."""
-    kind = settings.device.split(":")[0]
-    return torch.autocast(kind, torch.bfloat16) if settings.dtype == "bf16" else nullcontext()
-
-
-def describe_machine(settings: Settings) -> dict[str, str]:
-    """What a figure was measured on."""
-    processor = cpu_facts().get("model name") or platform.processor() or platform.machine()
-    name = torch.cuda.get_device_name() if settings.device.startswith("cuda") else f"{processor}, {torch.get_num_threads()} threads"
-    return {"device": settings.device, "processor": name, "dtype": settings.dtype, "torch": torch.__version__}
+from settings import Settings, init_tokens
+from weights import load_gpt2, write_safetensors
 
 
 # ----------------------------------------------------------------------------- models
@@ -250,6 +77,15 @@ def load_run(folder: str | Path, **changes) -> tuple[Settings, GPT2]:
     if prefix.mode != settings.mode:
         raise InputError(f"{path} holds a {prefix.mode}, but the run's settings say {settings.mode}: the folder's files do not belong together")
     return settings, place(model, prefix.to(settings.device).requires_grad_(False), settings).eval()
+
+
+def save_learned(model, prefix, path: Path, settings: Settings) -> None:
+    """Keep what was learned: the prefix without P' and MLP, or all of GPT-2's weights."""
+    about = {"mode": settings.mode, "model": settings.model}
+    if prefix is None:
+        write_safetensors(path, model.state_dict(), about)
+    else:
+        prefix.drop_mlp().save(path, about)
 
 
 # ----------------------------------------------------------------------------- the folder
@@ -310,3 +146,68 @@ def check_room(settings: Settings, model: GPT2, sources: list[str], tokenizer) -
         )
     if 2 * settings.beam_size > model.config.vocab_size - 2:  # two candidates a beam; two newline tokens are banned
         raise InputError(f"--beam_size {settings.beam_size} is too large for {model.config.vocab_size} tokens: lower it")
+
+
+# ----------------------------------------------------------------------------- logs and checkpoints
+
+
+class CsvLog:
+    """A CSV file that grows by a line at a time; `after` drops the lines of steps that will be run again."""
+
+    def __init__(self, path: Path, columns: tuple[str, ...], after: int):
+        rows = []
+        if path.exists():
+            with open(path, newline="", encoding="utf-8", errors="replace") as file:  # a crash may have left half a line
+                rows = [row for row in csv.reader(file) if len(row) == len(columns) and row[0].isdecimal() and int(row[0]) <= after]
+        with write_whole(path) as file:
+            csv.writer(file, lineterminator="\n").writerows([columns, *rows])
+        self.path = path
+
+    def add(self, *row) -> None:
+        """Append a line, and let it reach the file now."""
+        try:
+            with open(self.path, "a", newline="", encoding="utf-8") as file:
+                csv.writer(file, lineterminator="\n").writerow(row)
+        except OSError as error:
+            raise InputError(f"{self.path} was not written: {explain_os_error(error)}") from None
+
+
+def save_checkpoint(path: Path, learned, optimizer, data: str, **state) -> None:
+    """Write all that `--resume` needs; the checkpoint before stays until this one is whole.
+
+    data    a mark of the training examples
+    state   numbers: n, seconds, best, since_log
+    """
+    state |= {"learned": learned.state_dict(), "optimizer": optimizer.state_dict(), "data": data, "rng": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["cuda_rng"] = torch.cuda.get_rng_state_all()
+    try:
+        with write_whole(path, "wb") as file:
+            torch.save(state, file)
+    except RuntimeError as error:  # how torch.save reports that the file did not take its bytes
+        raise InputError(f"{path} was not written ({str(error).splitlines()[0]}): is the disk full? The checkpoint before is kept") from None
+
+
+def load_checkpoint(path: Path, learned, optimizer, data: str) -> dict:
+    """Put a checkpoint's state back, and return its numbers. Nothing is unpickled but tensors and numbers.
+
+    Raises InputError when it is damaged, does not fit, or was made with other training examples than `data` marks.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        learned.load_state_dict(state["learned"])
+        optimizer.load_state_dict(state["optimizer"])
+        torch.set_rng_state(state["rng"])
+        if "cuda_rng" in state and torch.cuda.is_available():
+            torch.cuda.set_rng_state_all(state["cuda_rng"])
+        same_data = state["data"] == data
+        loss, scored, read = state["since_log"]
+        numbers = {"n": int(state["n"]), "seconds": float(state["seconds"]), "best": float(state["best"]), "since_log": [loss, scored, read]}
+    except (RuntimeError, KeyError, ValueError, TypeError, EOFError, OSError) as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise InputError(f"{path} does not fit this run or is damaged ({reason}): delete it to begin again") from None
+    except Exception as error:  # the unpickler's refusal has a type of its own
+        raise InputError(f"{path} is not a checkpoint of this program ({type(error).__name__}): delete it to begin again") from None
+    if not same_data:
+        raise InputError(f"{path}: the training examples have changed since it was written: put them back, or choose another --out")
+    return numbers

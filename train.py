@@ -7,7 +7,7 @@ The objective (section 4.1) is the text's log-likelihood given the table, with y
     max over theta of  sum_i log p(y_i | table, y_<i)         theta: the prefix; in fine-tuning all weights
 
 The prefix' loss sums it over each sentence and averages over the batch; fine-tuning's averages over tokens.
-AdamW, gradient norm clipped at 1, learning rate falling linearly to 0: the settings of runs.py.
+AdamW, gradient norm clipped at 1, learning rate falling linearly to 0: the defaults in settings.py.
 
 The loop can be killed at any moment: with --resume it goes on from the last checkpoint and gives, on a
 CPU, the same bits as if it had never stopped, because a checkpoint holds all that the rest depends on: the
@@ -16,10 +16,8 @@ a function of seed and epoch alone.
 """
 
 import argparse
-import csv
 import hashlib
 import math
-import os
 import signal
 import sys
 import time
@@ -28,13 +26,12 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from beam import beam_search
-from e2e_data import Batch, Encoded, collate, encode, encode_prompt, epoch_order, load_split, load_tokenizer
-from evaluate import decode_ids, evaluate_run, newline_tokens
-from files import InputError, exit_on_input_error, explain_os_error, write_whole
+from e2e_data import Batch, Encoded, collate, encode, epoch_order, load_split, load_tokenizer
+from evaluate import decode, evaluate_run
+from files import InputError, exit_on_input_error
 from gpt2 import GPT2
-from runs import Settings, add_flags, autocast, check_room, describe_machine, open_folder, start_model, trained_file, write_json
-from weights import write_safetensors
+from runs import CsvLog, check_room, load_checkpoint, open_folder, save_checkpoint, save_learned, start_model, trained_file, write_json
+from settings import Settings, add_flags, autocast, describe_machine
 
 
 def batch_loss(model: GPT2, batch: Batch) -> torch.Tensor:
@@ -70,38 +67,14 @@ def update(model, learned, optimizer, examples: list[Encoded], lr: float, settin
 
 
 @torch.inference_mode()
-def validate(model: GPT2, examples: list[Encoded], settings: Settings, pad: int, batch_size: int = 32) -> float:
-    """Mean loss over the scored tokens of all examples, in nats a token."""
-    training = model.training
-    model.eval()
+def validation_loss(model: GPT2, examples: list[Encoded], settings: Settings, pad: int, batch_size: int = 32) -> float:
+    """Mean loss over the scored tokens of all examples, in nats a token, of a model in evaluation mode."""
     by_length = sorted(examples, key=lambda example: len(example.ids))  # little padding
     total = 0.0
     for start in range(0, len(by_length), batch_size):
         with autocast(settings):
             total += batch_loss(model, collate(by_length[start : start + batch_size], pad).to(settings.device)).item()
-    model.train(training)
     return total / sum(len(ids) - n_prompt for ids, n_prompt in examples)
-
-
-class CsvLog:
-    """A CSV file that grows by a line at a time; `after` drops the lines of steps that will be run again."""
-
-    def __init__(self, path: Path, columns: tuple[str, ...], after: int):
-        rows = []
-        if path.exists():
-            with open(path, newline="", encoding="utf-8", errors="replace") as file:  # a crash may have left half a line
-                rows = [row for row in csv.reader(file) if len(row) == len(columns) and row[0].isdecimal() and int(row[0]) <= after]
-        with write_whole(path) as file:
-            csv.writer(file, lineterminator="\n").writerows([columns, *rows])
-        self.path = path
-
-    def add(self, *row) -> None:
-        """Append a line, and let it reach the file now."""
-        try:
-            with open(self.path, "a", newline="", encoding="utf-8") as file:
-                csv.writer(file, lineterminator="\n").writerow(row)
-        except OSError as error:
-            raise InputError(f"{self.path} was not written: {explain_os_error(error)}") from None
 
 
 class StopSignal:
@@ -129,185 +102,181 @@ class StopSignal:
             signal.signal(number, handler)
 
 
-def save_checkpoint(path: Path, **state) -> None:
-    """Write all that `--resume` needs; the checkpoint before stays until this one is whole."""
-    state["rng"] = torch.get_rng_state()
-    if torch.cuda.is_available():
-        state["cuda_rng"] = torch.cuda.get_rng_state_all()
-    try:
-        with write_whole(path, "wb") as file:
-            torch.save(state, file)
-    except RuntimeError as error:  # how torch.save reports that the file did not take its bytes
-        raise InputError(f"{path} was not written ({str(error).splitlines()[0]}): is the disk full? The checkpoint before is kept") from None
-
-
-def load_checkpoint(path: Path, learned, optimizer) -> dict:
-    """Put a checkpoint's state back, and return the rest of it. Nothing is unpickled but tensors and numbers."""
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        learned.load_state_dict(state["learned"])
-        optimizer.load_state_dict(state["optimizer"])
-        torch.set_rng_state(state["rng"])
-        if "cuda_rng" in state and torch.cuda.is_available():
-            torch.cuda.set_rng_state_all(state["cuda_rng"])
-        _, _, _ = state["since_log"]
-        return state | {"step": int(state["step"]), "seconds": float(state["seconds"]), "best": float(state["best"])}
-    except (RuntimeError, KeyError, ValueError, TypeError, EOFError, OSError) as error:
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise InputError(f"{path} does not fit this run or is damaged ({reason}): delete it to begin again") from None
-    except Exception as error:  # the unpickler's refusal has a type of its own
-        raise InputError(f"{path} is not a checkpoint of this program ({type(error).__name__}): delete it to begin again") from None
-
-
 def train(settings: Settings, resume: bool = False, evaluates: bool = False) -> Path:
     """Run the training that the settings describe; returns the run's folder.
 
-    evaluates   a look at the test data comes first: what is wrong with them is better known now than after hours
-    A run that has ended already is left as it is. Raises InputError for what the user can put right, and
-    KeyboardInterrupt after Ctrl-C, when the checkpoint has been written.
+    resume      go on in a folder where this run was begun; a run that has ended is left as it is
+    evaluates   look at the test data too before training: what is wrong with them is better known now than after hours
+    Raises InputError for what the user can put right, and KeyboardInterrupt after Ctrl-C, when the checkpoint
+    has been written.
     """
-    settings = settings.resolve()
-    tokenizer = load_tokenizer(settings.model)
-    pad = tokenizer.eot_token
-    train_set, valid_set = (load_split(settings.data, split) for split in ("train", "valid"))
-    if evaluates:
-        load_split(settings.data, "test")
-    if settings.train_examples is not None:
-        train_set = [train_set[i] for i in epoch_order(len(train_set), settings.seed, -1)[: settings.train_examples]]
-    model, prefix = start_model(settings)
-    learned = model if prefix is None else prefix
-    model.train(settings.dropout > 0)
-    prefix_len = prefix.prefix_len if prefix is not None else 0
-    room = model.config.n_positions - prefix_len
-    sources = list(dict.fromkeys(example.source for example in valid_set))
-    train_set = encode(tokenizer, train_set, room, settings.score_separator)
-    valid_set = encode(tokenizer, valid_set, room, settings.score_separator)
-    check_room(settings, model, sources, tokenizer)
-    data = hashlib.sha256(repr(train_set).encode()).hexdigest()
+    training = Training(settings.resolve(), evaluates)
+    if training.open(resume):
+        with StopSignal() as stop:
+            training.run(stop)
+        training.finish()
+    return training.folder
 
-    folder = open_folder(settings, resume)  # only now: bad input leaves no folder behind
-    done = trained_file(folder, settings)
-    checkpoint = folder / "checkpoint.pt"
-    if done.exists() and (folder / "summary.json").exists():
-        print(f"{folder} has been trained already")
-        return folder
 
-    steps_per_epoch = math.ceil(len(train_set) / settings.batch_size)
-    steps = settings.max_steps or settings.epochs * steps_per_epoch
-    valid_every = settings.valid_every or steps_per_epoch
-    optimizer = torch.optim.AdamW(
-        learned.parameters(), lr=settings.lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=settings.weight_decay,
-        fused=settings.device.split(":")[0] in ("cpu", "cuda"),
-    )  # fmt: skip
-    state = {"step": 0, "seconds": 0.0, "best": math.inf, "since_log": [0.0, 0, 0]}
-    if checkpoint.exists():
-        state |= load_checkpoint(checkpoint, learned, optimizer)
-        if state.get("data") != data:
-            raise InputError(f"{folder}: the training examples have changed since it was begun: put them back, or choose another --out")
-        print(f"resuming at step {state['step']} of {steps}")
-    first, best, since_log = state["step"], state["best"], state["since_log"]
-    log = CsvLog(folder / "log.csv", ("step", "epoch", "loss", "lr", "grad_norm", "tokens_per_s"), first)
-    valid_log = CsvLog(folder / "valid.csv", ("step", "epoch", "valid_loss", "seconds", "sample"), first)
-    report_sizes(model, prefix, settings, len(train_set), steps)
+class Training:
+    """One run: what is trained, on what, and how far it has come. `n` counts finished steps."""
 
-    def checkpoint_now(step: int) -> None:
+    def __init__(self, settings: Settings, evaluates: bool):
+        """Everything that can go wrong with the input goes wrong here, before a folder is made."""
+        self.settings = settings
+        self.tokenizer = load_tokenizer(settings.model)
+        self.pad = self.tokenizer.eot_token
+        train_set, valid_set = (load_split(settings.data, split) for split in ("train", "valid"))
+        if evaluates:
+            load_split(settings.data, "test")
+        if settings.train_examples is not None:
+            train_set = [train_set[i] for i in epoch_order(len(train_set), settings.seed, -1)[: settings.train_examples]]
+        self.sources = list(dict.fromkeys(example.source for example in valid_set))
+
+        self.model, self.prefix = start_model(settings)
+        self.learned = self.model if self.prefix is None else self.prefix
+        room = self.model.config.n_positions - (settings.prefix_len or 0)
+        self.train_set = encode(self.tokenizer, train_set, room, settings.score_separator)
+        self.valid_set = encode(self.tokenizer, valid_set, room, settings.score_separator)
+        check_room(settings, self.model, self.sources, self.tokenizer)
+
+        self.steps_per_epoch = math.ceil(len(self.train_set) / settings.batch_size)
+        self.steps = settings.max_steps or settings.epochs * self.steps_per_epoch
+        self.optimizer = torch.optim.AdamW(
+            self.learned.parameters(), lr=settings.lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=settings.weight_decay,
+            fused=settings.device.split(":")[0] in ("cpu", "cuda"),
+        )  # fmt: skip
+        self.n, self.seconds_before = 0, 0.0
+        self.valid_loss = self.best = math.inf
+        self.since_log = [0.0, 0, 0]  # summed loss, scored tokens, tokens read since the last line of the log
+
+    def open(self, resume: bool) -> bool:
+        """Make the run's folder, or take up what is there; False if the run has ended already."""
+        self.folder = open_folder(self.settings, resume)
+        self.result = trained_file(self.folder, self.settings)
+        if self.result.exists() and (self.folder / "summary.json").exists():
+            print(f"{self.folder} has been trained already")
+            return False
+        self.checkpoint = self.folder / "checkpoint.pt"
+        if self.checkpoint.exists():
+            state = load_checkpoint(self.checkpoint, self.learned, self.optimizer, self.data_mark())
+            self.n, self.seconds_before, self.best, self.since_log = (state[key] for key in ("n", "seconds", "best", "since_log"))
+            print(f"resuming at step {self.n} of {self.steps}")
+        self.log = CsvLog(self.folder / "log.csv", ("step", "epoch", "loss", "lr", "grad_norm", "tokens_per_s"), self.n)
+        self.valid_log = CsvLog(self.folder / "valid.csv", ("step", "epoch", "valid_loss", "seconds", "sample"), self.n)
+        return True
+
+    def data_mark(self) -> str:
+        """Changes when the training examples do."""
+        return hashlib.sha256(repr(self.train_set).encode()).hexdigest()
+
+    @property
+    def seconds(self) -> float:
+        """Spent on this run so far, in all its sittings."""
+        return self.seconds_before + time.monotonic() - self.began
+
+    def run(self, stop: StopSignal) -> None:
+        """The loop: an update, and now and then a line in the log, a validation, a checkpoint."""
+        s = self.settings
+        print(self.describe(), flush=True)
+        self.began = self.logged_at = time.monotonic()
+        first = self.n
+        self.model.train(s.dropout > 0)
+        while self.n < self.steps:
+            examples, lr = self.next_batch(), learning_rate(s, self.n, self.steps)
+            loss, norm = update(self.model, self.learned, self.optimizer, examples, lr, s, self.pad)
+            self.check_finite("loss", loss)
+            self.n += 1
+            scored, read = sum(len(ids) - n_prompt for ids, n_prompt in examples), sum(len(ids) for ids, _ in examples)
+            self.since_log = [a + b for a, b in zip(self.since_log, (loss, scored, read))]
+            last = self.n == self.steps
+            if self.n % s.log_every == 0 or last:
+                self.write_log(lr, norm, first)
+            if self.n % (s.valid_every or self.steps_per_epoch) == 0 or last:
+                self.validate()
+            if (self.n % s.checkpoint_every == 0 or stop.asked) and not last:
+                self.save_checkpoint()
+            if stop.asked and not last:
+                print(f"checkpoint written at step {self.n} of {self.steps}", file=sys.stderr)
+                raise KeyboardInterrupt
+
+    def next_batch(self) -> list[Encoded]:
+        """The examples of the step to come; the last batch of an epoch may be smaller."""
+        epoch, place = divmod(self.n, self.steps_per_epoch)
+        if place == 0 or not hasattr(self, "order"):
+            self.order = epoch_order(len(self.train_set), self.settings.seed, epoch)
+        size = self.settings.batch_size
+        return [self.train_set[i] for i in self.order[place * size : (place + 1) * size]]
+
+    def check_finite(self, what: str, loss: float) -> None:
+        """Stop a run that has diverged: going on would only replace the last good checkpoint by a bad one."""
+        if not math.isfinite(loss):
+            raise InputError(f"the {what} is {loss} after {self.n} steps: lower --lr (it is {self.settings.lr:g}), with another --out")
+
+    def write_log(self, lr: float, norm: float, first: int) -> None:
+        """A line in log.csv and on the screen. The loss is in nats a scored token in every mode, so that curves can be compared."""
+        now = time.monotonic()
+        loss, speed = self.since_log[0] / self.since_log[1], self.since_log[2] / (now - self.logged_at)
+        left = (self.steps - self.n) * (now - self.began) / (self.n - first)
+        epoch = self.n / self.steps_per_epoch
+        self.log.add(self.n, f"{epoch:.4f}", f"{loss:.6f}", f"{lr:.4e}", f"{norm:.4f}", f"{speed:.0f}")
+        print(
+            f"step {self.n}/{self.steps}  epoch {epoch:.2f}  loss {loss:.4f}  lr {lr:.2e}  norm {norm:.2f}"
+            f"  {speed:,.0f} tok/s  {hours(left)} left", flush=True,
+        )  # fmt: skip
+        self.since_log, self.logged_at = [0.0, 0, 0], now
+
+    def validate(self) -> None:
+        """The loss on the validation set, and one generated sentence beside its table: in valid.csv and on the screen."""
+        s = self.settings
+        self.model.eval()
+        self.valid_loss = validation_loss(self.model, self.valid_set, s, self.pad)
+        self.check_finite("validation loss", self.valid_loss)
+        sample = decode(self.model, self.tokenizer, self.sources[:1], s)[0]
+        self.model.train(s.dropout > 0)
+        self.valid_log.add(self.n, f"{self.n / self.steps_per_epoch:.4f}", f"{self.valid_loss:.6f}", f"{self.seconds:.1f}", sample)
+        print(f"validation loss {self.valid_loss:.4f}\n  {self.sources[0]}\n  -> {sample}", flush=True)
+        if s.keep == "best" and self.valid_loss < self.best:
+            save_learned(self.model, self.prefix, self.result, s)
+        self.best = min(self.best, self.valid_loss)
+        self.logged_at = time.monotonic()  # validation is not counted in tokens a second
+
+    def save_checkpoint(self) -> None:
+        """All that the rest of the run depends on."""
         save_checkpoint(
-            checkpoint, step=step, learned=learned.state_dict(), optimizer=optimizer.state_dict(),
-            seconds=state["seconds"] + time.monotonic() - began, best=best, since_log=since_log, data=data,
+            self.checkpoint, self.learned, self.optimizer, data=self.data_mark(), n=self.n, seconds=self.seconds, best=self.best,
+            since_log=self.since_log,
         )  # fmt: skip
 
-    began = logged = time.monotonic()
-    with StopSignal() as stop:
-        for step in range(first, steps):
-            epoch, place = divmod(step, steps_per_epoch)
-            if place == 0 or step == first:
-                order = epoch_order(len(train_set), settings.seed, epoch)
-            examples = [train_set[i] for i in order[place * settings.batch_size : (place + 1) * settings.batch_size]]
-            lr = learning_rate(settings, step, steps)
-            loss, norm = update(model, learned, optimizer, examples, lr, settings, pad)
-            if not math.isfinite(loss):
-                raise InputError(f"the loss is {loss} at step {step + 1}: lower --lr (it is {settings.lr:g}), with another --out")
-            # The log states the loss in nats a scored token in every mode, so that curves can be compared.
-            scored, read = sum(len(ids) - n for ids, n in examples), sum(len(ids) for ids, _ in examples)
-            since_log = [a + b for a, b in zip(since_log, (loss, scored, read))]
-            n, now = step + 1, time.monotonic()
-            if n % settings.log_every == 0 or n == steps:
-                mean, speed = since_log[0] / since_log[1], since_log[2] / (now - logged)
-                log.add(n, f"{n / steps_per_epoch:.4f}", f"{mean:.6f}", f"{lr:.4e}", f"{norm:.4f}", f"{speed:.0f}")
-                left = (steps - n) * (now - began) / (n - first)
-                progress(f"step {n}/{steps}  epoch {n / steps_per_epoch:.2f}  loss {mean:.4f}  lr {lr:.2e}"
-                         f"  norm {norm:.2f}  {speed:,.0f} tok/s  {hours(left)} left")  # fmt: skip
-                since_log, logged = [0.0, 0, 0], now
-            if n % valid_every == 0 or n == steps:
-                valid_loss = validate(model, valid_set, settings, pad)
-                if not math.isfinite(valid_loss):
-                    raise InputError(f"the validation loss is {valid_loss} at step {n}: lower --lr (it is {settings.lr:g}), with another --out")
-                with autocast(settings):
-                    ids = beam_search(model.eval(), [encode_prompt(tokenizer, sources[0])], pad, settings.beam_size,
-                                      settings.max_new_tokens, settings.length_norm, newline_tokens(tokenizer))[0]  # fmt: skip
-                model.train(settings.dropout > 0)
-                sample = decode_ids(tokenizer, ids)
-                seconds = state["seconds"] + time.monotonic() - began
-                valid_log.add(n, f"{n / steps_per_epoch:.4f}", f"{valid_loss:.6f}", f"{seconds:.1f}", sample)
-                print(f"validation loss {valid_loss:.4f} (perplexity {math.exp(min(valid_loss, 700)):.2f})\n  {sources[0]}\n  -> {sample}", flush=True)
-                if settings.keep == "best" and valid_loss < best:
-                    save_learned(model, prefix, done, settings)
-                best = min(best, valid_loss)
-                logged = time.monotonic()
-            if n % settings.checkpoint_every == 0 and n < steps:
-                checkpoint_now(n)
-            if stop.asked and n < steps:
-                checkpoint_now(n)
-                print(f"checkpoint written at step {n} of {steps}", file=sys.stderr)
-                raise KeyboardInterrupt
-    seconds = state["seconds"] + time.monotonic() - began
-    if settings.keep == "last":
-        save_learned(model, prefix, done, settings)
-    write_json(folder / "summary.json", summarise(model, prefix, settings, done, steps, len(train_set), seconds, valid_loss, best))
-    checkpoint.unlink(missing_ok=True)
-    print(f"trained in {hours(seconds)}; learned weights in {done} ({done.stat().st_size:,} bytes)")
-    return folder
+    def finish(self) -> None:
+        """Write what was learned, and the run in numbers."""
+        if self.settings.keep == "last":
+            save_learned(self.model, self.prefix, self.result, self.settings)
+        n_bytes = self.result.stat().st_size
+        write_json(self.folder / "summary.json", {
+            "parameters": self.sizes(), "bytes_on_disk": n_bytes, "steps": self.steps, "training_examples": len(self.train_set),
+            "seconds": round(self.seconds, 1), "examples_per_s": round(self.steps * self.settings.batch_size / self.seconds, 2),
+            "valid_loss": self.valid_loss, "best_valid_loss": self.best, "machine": describe_machine(self.settings),
+        })  # fmt: skip
+        self.checkpoint.unlink(missing_ok=True)
+        print(f"trained in {hours(self.seconds)}; learned weights in {self.result} ({n_bytes:,} bytes)")
 
+    def sizes(self) -> dict[str, int]:
+        """Numbers in GPT-2, numbers trained, and numbers to be stored for this task beside the shared GPT-2."""
+        count = lambda module: sum(p.numel() for p in module.parameters())  # noqa: E731
+        stored = self.model if self.prefix is None else self.prefix.drop_mlp()
+        return {"gpt2": count(self.model), "trained": count(self.learned), "stored": count(stored)}
 
-def save_learned(model, prefix, path: Path, settings: Settings) -> None:
-    """Keep what was learned: the prefix without P' and MLP, or all of GPT-2's weights."""
-    about = {"mode": settings.mode, "model": settings.model}
-    if prefix is None:
-        write_safetensors(path, model.state_dict(), about)
-    else:
-        prefix.drop_mlp().save(path, about)
-
-
-def summarise(model, prefix, settings, path: Path, steps, n_examples, seconds, valid_loss, best) -> dict:
-    """The run in numbers. `stored` is what has to be kept for this task beside the shared GPT-2."""
-    gpt2 = sum(p.numel() for p in model.parameters())
-    trained = gpt2 if prefix is None else sum(p.numel() for p in prefix.parameters())
-    stored = gpt2 if prefix is None else sum(p.numel() for p in prefix.drop_mlp().parameters())
-    return {
-        "parameters": {"gpt2": gpt2, "trained": trained, "stored": stored, "stored_percent": round(100 * stored / gpt2, 4)},
-        "bytes_on_disk": path.stat().st_size, "steps": steps, "training_examples": n_examples, "seconds": round(seconds, 1),
-        "examples_per_s": round(steps * settings.batch_size / seconds, 2), "valid_loss": valid_loss, "best_valid_loss": best,
-        "machine": describe_machine(settings),
-    }  # fmt: skip
-
-
-def report_sizes(model, prefix, settings: Settings, n_examples: int, steps: int) -> None:
-    """Say what is about to happen. The paper's "0.1 %" is what is stored, not what is trained with the MLP attached."""
-    gpt2 = sum(p.numel() for p in model.parameters())
-    what = f"all {gpt2:,} weights of {settings.model}"
-    if prefix is not None:
-        trained, stored = (sum(p.numel() for p in x.parameters()) for x in (prefix, prefix.drop_mlp()))
-        what = (f"{prefix.mode} of {prefix.prefix_len} positions: {stored:,} numbers to keep ({100 * stored / gpt2:.2f} % of"
-                f" {settings.model}'s {gpt2:,}), {trained:,} to train")  # fmt: skip
-    print(f"{what}\n{n_examples:,} examples, {steps:,} steps of {settings.batch_size}, {settings.dtype} on {settings.device}, into {settings.out}",
-          flush=True)  # fmt: skip
-
-
-def progress(text: str) -> None:
-    """A line of its own in a file; on a terminal cut to its width."""
-    if sys.stdout.isatty():
-        text = text[: os.get_terminal_size().columns]
-    print(text, flush=True)
+    def describe(self) -> str:
+        """What is about to happen. The paper's "0.1 %" is what is stored, not what is trained with the MLP attached."""
+        s, size = self.settings, self.sizes()
+        what = f"all {size['gpt2']:,} weights of {s.model}"
+        if self.prefix is not None:
+            share = 100 * size["stored"] / size["gpt2"]
+            what = (f"{s.mode} of {s.prefix_len} positions: {size['stored']:,} numbers to keep ({share:.2f} % of {s.model}'s"
+                    f" {size['gpt2']:,}), {size['trained']:,} to train")  # fmt: skip
+        how = f"{len(self.train_set):,} examples, {self.steps:,} steps of {s.batch_size}, {s.dtype} on {s.device}, into {s.out}"
+        return f"{what}\n{how}"
 
 
 def hours(seconds: float) -> str:

@@ -481,7 +481,7 @@ def test_a_malicious_checkpoint_is_refused_and_not_run(world, place, refused):
         lambda state: {key: value for key, value in state.items() if key != "rng"},
         lambda state: state | {"rng": torch.zeros(3)},
         lambda state: state | {"rng": "random"},
-        lambda state: state | {"step": "two"},
+        lambda state: state | {"n": "two"},
         lambda state: state | {"since_log": None},
         lambda state: state | {"optimizer": {}},
     ],
@@ -657,7 +657,7 @@ def test_a_full_disk_ends_a_run_and_with_room_again_it_goes_on_to_the_same_resul
     left = content(place / "new")
     assert not [path.name for path in left if path.suffix == ".part"]
     if name == "checkpoint.pt" and spare == 1:
-        assert torch.load(place / "new" / "checkpoint.pt", weights_only=True)["step"] == 1  # the one before is kept
+        assert torch.load(place / "new" / "checkpoint.pt", weights_only=True)["n"] == 1  # the one before is kept
 
     train.main([*argv, "--resume"])
     for file in ("prefix.safetensors", "outputs.txt", "scores.json"):

@@ -7,7 +7,8 @@ import pytest
 import metrics
 from evaluate import PUBLISHED, decode, evaluate_run, main, print_table
 from e2e_data import group_references, load_split, load_tokenizer
-from runs import Settings, load_run
+from runs import load_run
+from settings import Settings
 from train import train
 
 HYP = ["Blue Spice is a pub .", "The Mill serves Thai food ."]

@@ -20,7 +20,8 @@ from e2e_data import encode, epoch_order, load_split, load_tokenizer
 from evaluate import evaluate_run
 from files import InputError
 from prefix import load_prefix
-from runs import Settings, load_run, start_model
+from runs import load_run, start_model
+from settings import Settings
 from train import learning_rate, train, update
 from weights import load_gpt2, read_safetensors, write_safetensors
 
@@ -270,7 +271,7 @@ def test_keeping_the_best_keeps_the_weights_of_the_lowest_validation_loss(settin
     settings_, model = load_run(folder, device="cpu", dtype="fp32")
     tokenizer = load_tokenizer(settings_.model)
     valid = encode(tokenizer, load_split(settings_.data, "valid"), 150)
-    assert train_module.validate(model, valid, settings_, tokenizer.eot_token) == pytest.approx(kept, abs=1e-5)
+    assert train_module.validation_loss(model, valid, settings_, tokenizer.eot_token) == pytest.approx(kept, abs=1e-5)
 
 
 def test_fewer_training_examples_are_drawn_by_the_seed(settings, tmp_path, capsys):
@@ -330,7 +331,7 @@ def test_a_diverging_run_says_so_and_keeps_its_last_checkpoint(settings, world, 
     tensors = read_safetensors(broken / "model.safetensors")[0]
     tensors["ln_f.bias"] = torch.full((64,), math.inf)
     write_safetensors(broken / "model.safetensors", tensors, {})
-    with pytest.raises(InputError, match="the loss is nan at step 1: lower --lr"):
+    with pytest.raises(InputError, match="the loss is nan after 0 steps: lower --lr"):
         train(settings(model=str(broken)))
 
 
