@@ -12,8 +12,9 @@ go on. One that ends (with the end token, among the K best) is put aside with th
                                              "none"    1, the poster
 
 and the search for a prompt stops when K have ended and the best of those still running, at its present length,
-is not above the worst of them. (Longer text may still win under a division by length; this is the
-heuristic that the paper's code and today's libraries share, under the name early_stopping=False.)
+is not above the worst of them. (Longer text may still win under a division by length; this is the heuristic that
+today's libraries call early_stopping=False. The paper's code compares the best of all continuations, those that have just
+ended included.)
 
 Prompts of different lengths are padded on the right. No query of the prompt sees the padding, by causality;
 the later ones are kept from it by a mask. Left out: sampling, and everything else but the best hypothesis.
@@ -43,7 +44,9 @@ class Search:
     def length(self, n: int, norm: str, with_end: bool = True) -> int:
         """What a sum of n log-probabilities is divided by. "total" does not count the end token, as in the
         paper's code; "output" does, as in today's libraries."""
-        return {"total": self.prompt_len + n - with_end, "output": n, "none": 1}[norm]
+        if norm == "total":
+            return self.prompt_len + (n - 1 if with_end else n)
+        return n if norm == "output" else 1
 
     def end(self, score: float, ids: list[int], beam_size: int) -> None:
         """Put a hypothesis aside, keeping the K best (of equals, the earlier)."""

@@ -52,6 +52,8 @@ FIELDS = {
     "area": "area", "familyFriendly": "family friendly", "near": "near",
 }  # fmt: skip
 END = "<|endoftext|>"
+# GPT-2's vocabulary, the merges and the ids: under OpenAI's names and under those of the Hugging Face hub.
+VOCABULARY_FILES = (("vocab.bpe", "encoder.json"), ("merges.txt", "vocab.json"))
 
 
 class Example(NamedTuple):
@@ -182,14 +184,15 @@ def group_references(examples: list[Example]) -> dict[str, list[str]]:
 
 
 def load_tokenizer(model: str) -> tiktoken.Encoding:
-    """GPT-2's byte-level BPE; for a model's folder the vocab.bpe and encoder.json in it, if it has its own.
+    """GPT-2's byte-level BPE; for a model's folder the vocabulary in it, if it has its own (VOCABULARY_FILES).
 
     The published vocabulary (1.5 MB) is downloaded by tiktoken once and kept in our cache folder.
     Raises InputError when that is not possible, for an unknown model, and for one with another number of tokens
     (the last of them must be the separator, by which an infix finds its place).
     """
     config = load_config(model)
-    tokenizer = read_tokenizer(Path(model)) if (Path(model) / "vocab.bpe").exists() else published_tokenizer()
+    own = [files for files in VOCABULARY_FILES if (Path(model) / files[0]).exists()]
+    tokenizer = read_tokenizer(Path(model), *own[0]) if own else published_tokenizer()
     if tokenizer.n_vocab != config.vocab_size:
         raise InputError(
             f"{model} has {config.vocab_size} tokens, but the vocabulary {tokenizer.n_vocab}: put the vocab.bpe and"
@@ -210,17 +213,17 @@ def published_tokenizer() -> tiktoken.Encoding:
         ) from None
 
 
-def read_tokenizer(folder: Path) -> tiktoken.Encoding:
-    """A vocabulary in GPT-2's own two files, vocab.bpe (the merges) and encoder.json (the ids)."""
+def read_tokenizer(folder: Path, merges: str, ids: str) -> tiktoken.Encoding:
+    """A vocabulary from GPT-2's own two files, the merges and the ids."""
     from tiktoken.load import data_gym_to_mergeable_bpe_ranks
 
     caching = os.environ.get("TIKTOKEN_CACHE_DIR")
     os.environ["TIKTOKEN_CACHE_DIR"] = ""  # empty: read the files themselves, not tiktoken's copy of an older state
     try:
-        ranks = data_gym_to_mergeable_bpe_ranks(str(folder / "vocab.bpe"), str(folder / "encoder.json"))
+        ranks = data_gym_to_mergeable_bpe_ranks(str(folder / merges), str(folder / ids))
     except (OSError, ValueError, LookupError, TypeError, AttributeError, AssertionError, RecursionError) as error:
         raise InputError(
-            f"{folder}: its vocab.bpe and encoder.json do not make a vocabulary ({type(error).__name__}): fetch both again"
+            f"{folder}: its {merges} and {ids} do not make a vocabulary ({type(error).__name__}): fetch both again"
         ) from None
     finally:
         if caching is None:

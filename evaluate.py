@@ -1,10 +1,11 @@
 """Evaluation: decode the test tables, score the sentences, print the table.
 
     python evaluate.py --run runs/gpt2-prefix5            decode a run's test set with beam search and score it
+    python evaluate.py --run runs/gpt2-prefix5 --table "name : Blue Spice | area : riverside"         say one table
     python evaluate.py --hyp outputs.txt --ref src1_test.txt      score any outputs against any references
 
-Each distinct table is decoded once and scored against all of its reference sentences. Before scoring, as in the
-paper's evaluation, nothing is done to the text but stripping the spaces at its ends.
+Each distinct table is decoded once and scored against all of its reference sentences. Nothing is done to the text but
+to its white space: a run of it becomes one space, and at the ends it goes.
 """
 
 import argparse
@@ -16,11 +17,11 @@ import tiktoken
 
 import metrics
 from beam import beam_search
-from e2e_data import encode_prompt, find_split, group_references, load_split, load_tokenizer
+from e2e_data import encode_prompt, find_split, group_references, linearise, load_split, load_tokenizer
 from files import InputError, exit_on_input_error, write_whole
 from gpt2 import GPT2
 from metrics import read
-from runs import check_room, load_run, write_json
+from runs import check_room, load_run, load_settings, to_json, write_json
 from settings import Settings, add_flags, autocast, describe_machine
 
 # What others report on E2E's test set, on the paper's tokenised references. The paper's NIST comes from
@@ -51,8 +52,13 @@ def decode_ids(tokenizer: tiktoken.Encoding, ids: list[int]) -> str:
     return " ".join(tokenizer.decode(ids).split())
 
 
-def decode(model: GPT2, tokenizer: tiktoken.Encoding, sources: list[str], settings: Settings, batch_size: int = 32) -> list[str]:
-    """A sentence for each source, in the sources' order, by beam search in batches of similar length."""
+def decode(
+    model: GPT2, tokenizer: tiktoken.Encoding, sources: list[str], settings: Settings, batch_size: int = 32, show: bool = False
+) -> list[str]:
+    """A sentence for each source, in the sources' order, by beam search in batches of similar length.
+
+    show    count the tables done, on a terminal
+    """
     prompts = [encode_prompt(tokenizer, source) for source in sources]
     banned, end = newline_tokens(tokenizer), tokenizer.eot_token
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
@@ -65,7 +71,7 @@ def decode(model: GPT2, tokenizer: tiktoken.Encoding, sources: list[str], settin
                                 settings.length_norm, banned)  # fmt: skip
         for i, ids in zip(batch, found):
             texts[i] = decode_ids(tokenizer, ids)
-        if sys.stderr.isatty():
+        if show and sys.stderr.isatty():
             done = start + len(batch)
             left = (time.monotonic() - began) / done * (len(order) - done)
             print(f"\rdecoded {done}/{len(order)} tables, {left:.0f} s left ", end="\n" if done == len(order) else "", file=sys.stderr)
@@ -78,28 +84,32 @@ def decode(model: GPT2, tokenizer: tiktoken.Encoding, sources: list[str], settin
 def evaluate_run(folder: str | Path, batch_size: int = 32, split: str = "test", **changes) -> dict[str, float]:
     """Decode and score a finished run: writes outputs.txt, scores.json and evaluation.json into its folder.
 
-    split    "test", or "valid" (the files are then called outputs-valid.txt and so on)
+    split    "test", or "valid"
     changes  settings to decode with in place of the run's own, e.g. length_norm="none"
+    The files of another split or search have it in their names: outputs-valid-length_norm_none.txt.
     Returns the scores in the reference scorer's scale.
     """
     folder = Path(folder)
+    own = load_settings(folder)
     settings, model = load_run(folder, **changes)
     tokenizer = load_tokenizer(settings.model)
     groups = group_references(load_split(settings.data, split))
     check_room(settings, model, list(groups), tokenizer)
     began = time.monotonic()
-    outputs = decode(model, tokenizer, list(groups), settings, batch_size)
+    outputs = decode(model, tokenizer, list(groups), settings, batch_size, show=True)
     seconds = time.monotonic() - began
-    ending = "" if split == "test" else f"-{split}"
+    scores = metrics.score(outputs, list(groups.values()))
+
+    searched = {name: getattr(settings, name) for name in ("beam_size", "length_norm", "max_new_tokens")}
+    other = [f"{name}_{value}" for name, value in searched.items() if value != getattr(own, name)]
+    ending = "-".join(["", *([] if split == "test" else [split]), *other])
+    references = "the paper's tokenised files" if settings.data is None else str(find_split(Path(settings.data), split))
     with write_whole(folder / f"outputs{ending}.txt") as file:
         file.writelines(text + "\n" for text in outputs)
-    scores = metrics.score(outputs, list(groups.values()))
-    references = "the paper's tokenised files" if settings.data is None else str(find_split(Path(settings.data), split))
     write_json(folder / f"scores{ending}.json", scores)
     write_json(folder / f"evaluation{ending}.json", {
-        "tables": len(outputs), "references": references, "beam_size": settings.beam_size, "length_norm": settings.length_norm,
-        "max_new_tokens": settings.max_new_tokens, "batch_size": batch_size, "decoding_seconds": round(seconds, 1),
-        "machine": describe_machine(settings), "signature": metrics.signature(),
+        "tables": len(outputs), "references": references, **searched, "batch_size": batch_size,
+        "decoding_seconds": round(seconds, 1), "machine": describe_machine(settings), "signature": metrics.signature(),
     })  # fmt: skip
     print(f"{len(outputs)} tables decoded in {seconds:.0f} s (beam {settings.beam_size}, length_norm {settings.length_norm})")
     print_table({f"this run: {folder.name}": scores}, references)
@@ -108,16 +118,35 @@ def evaluate_run(folder: str | Path, batch_size: int = 32, split: str = "test", 
     return scores
 
 
-def score_files(hyp: Path, ref: Path, src: Path | None = None, segments: Path | None = None) -> dict[str, float]:
+def say_table(folder: str | Path, table: str, **changes) -> str:
+    """One sentence for one table, `name : Blue Spice | area : riverside` or `name[Blue Spice], area[riverside]`."""
+    settings, model = load_run(folder, **changes)
+    tokenizer = load_tokenizer(settings.model)
+    if "[" in table:
+        try:
+            table = linearise(table)
+        except ValueError as error:
+            raise InputError(f"--table: {error}") from None
+    check_room(settings, model, [table], tokenizer)
+    return decode(model, tokenizer, [table], settings)[0]
+
+
+def score_files(hyp: Path, ref: Path, src: Path | None = None, segments: Path | None = None, scores: Path | None = None) -> dict[str, float]:
     """Score outputs against references, in any of the forms of metrics/read.py.
 
-    Writes scores.json beside the outputs and, when asked, a table with a line for each output to `segments`.
+    Writes the scores to `scores` (scores.json beside the outputs), unless other scores stand there, and when asked a
+    table with a line for each output to `segments`.
     """
-    if segments is not None and segments.resolve() in [path.resolve() for path in (hyp, ref, src) if path is not None]:
-        raise InputError(f"--segments {segments} would overwrite what is read: choose another file")
+    scores = scores or hyp.parent / "scores.json"
+    for flag, path in (("segments", segments), ("scores", scores)):
+        if path is not None and path.resolve() in [p.resolve() for p in (hyp, ref, src) if p is not None]:
+            raise InputError(f"--{flag} {path} would overwrite what is read: choose another file")
     data = read.load(hyp, ref, src)
     result = metrics.score(data.hypotheses, data.references, per_segment=True)
-    write_json(Path(hyp).parent / "scores.json", result["corpus"])
+    print_table({hyp.name: result["corpus"]}, str(ref))
+    if scores.exists() and scores.read_text(encoding="utf-8") != to_json(result["corpus"]):
+        raise InputError(f"{scores} holds other scores and is left as it is: name another file with --scores")
+    write_json(scores, result["corpus"])
     if segments is not None:
         columns = list(result["segments"][0])
         with write_whole(segments) as file:
@@ -125,7 +154,6 @@ def score_files(hyp: Path, ref: Path, src: Path | None = None, segments: Path | 
             for number, (row, source, output) in enumerate(zip(result["segments"], data.sources, data.hypotheses), start=1):
                 texts = (" ".join(text.split()) for text in (source, output))  # no tab or line end inside a cell
                 file.write("\t".join([str(number), *(repr(float(row[column])) for column in columns), *texts]) + "\n")
-    print_table({Path(hyp).name: result["corpus"]}, str(ref))
     return result["corpus"]
 
 
@@ -157,27 +185,34 @@ def format_row(name: str, scores: dict[str, float], width: int, digits: int | No
 @exit_on_input_error
 def main(argv: list[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description="Decode and score a run, or score outputs against references.")
-    parser.add_argument("--run", help="a folder that train.py wrote: decode its test set and score it")
-    parser.add_argument("--split", default="test", choices=("test", "valid"), help="with --run: what to decode (default: test)")
-    parser.add_argument("--batch_size", type=int, default=32, help="with --run: tables decoded at a time (default: 32)")
-    parser.add_argument("--hyp", help="outputs to score: one a line, or CSV or TSV")
-    parser.add_argument("--ref", help="their references: blocks between blank lines, one a line, source||target, or CSV or TSV")
-    parser.add_argument("--src", help="with --hyp: the sources, one a line, to check that outputs and references belong together")
-    parser.add_argument("--segments", help="with --hyp: write each output's own scores to this TSV file")
-    add_flags(parser, ("beam_size", "length_norm", "max_new_tokens", "device", "dtype", "data"))
-    flags = vars(parser.parse_args(argv))
-    run, split, batch_size, hyp, ref, src, segments = (
-        flags.pop(name) for name in ("run", "split", "batch_size", "hyp", "ref", "src", "segments")
-    )
-    if batch_size < 1:
-        raise InputError(f"--batch_size {batch_size}: must be at least 1")
-    if run and not (hyp or ref):
-        evaluate_run(run, batch_size, split, **flags)
-    elif hyp and ref and not run:
-        score_files(Path(hyp), Path(ref), src and Path(src), segments and Path(segments))
+    parser = argparse.ArgumentParser(allow_abbrev=False, description="Decode and score a run, or score outputs against references.")
+    run = parser.add_argument_group("decode a run and score it")
+    run.add_argument("--run", help="a folder that train.py wrote")
+    run.add_argument("--table", help="say this table instead: 'name : Blue Spice | area : riverside'")
+    run.add_argument("--split", default="test", choices=("test", "valid"), help="what to decode (default: test)")
+    run.add_argument("--batch_size", type=int, default=32, help="tables decoded at a time (default: 32)")
+    own, here = ("beam_size", "length_norm", "max_new_tokens", "model", "weights", "data"), ("device", "dtype")
+    add_flags(run, own, default="the run's own")
+    add_flags(run, here)
+    score = parser.add_argument_group("score outputs")
+    score.add_argument("--hyp", type=Path, help="outputs: one a line, or CSV or TSV")
+    score.add_argument("--ref", type=Path, help="references: blocks between blank lines, one a line, source||target, CSV or TSV")
+    score.add_argument("--src", type=Path, help="the sources, one a line, to check that outputs and references belong together")
+    score.add_argument("--segments", type=Path, help="write each output's own scores to this TSV file")
+    score.add_argument("--scores", type=Path, help="where the scores go (default: scores.json beside the outputs)")
+    given = parser.parse_args(argv)
+    changes = {name: value for name, value in vars(given).items() if name in own + here}
+    if given.batch_size < 1:
+        raise InputError(f"--batch_size {given.batch_size}: must be at least 1")
+    if given.run and not (given.hyp or given.ref):
+        if given.table:
+            print(say_table(given.run, given.table, **changes))
+        else:
+            evaluate_run(given.run, given.batch_size, given.split, **changes)
+    elif given.hyp and given.ref and not (given.run or changes or given.table):
+        score_files(given.hyp, given.ref, given.src, given.segments, given.scores)
     else:
-        raise InputError("give either --run FOLDER, or --hyp FILE and --ref FILE")
+        raise InputError("give either --run FOLDER and how to decode it, or --hyp FILE and --ref FILE")
 
 
 if __name__ == "__main__":

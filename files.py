@@ -42,6 +42,9 @@ def exit_on_input_error(main):
             return main(*args, **kwargs)
         except InputError as error:
             message = str(error)
+        except BrokenPipeError:  # whoever read our output (`| head`) has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that Python's last flush does not complain
+            sys.exit(1)
         except OSError as error:
             message = explain_os_error(error)
         except (MemoryError, RuntimeError) as error:  # PyTorch's are RuntimeErrors, of the GPU's memory too

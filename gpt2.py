@@ -127,7 +127,8 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None, cache: KVCache | None) -> Tensor:
         B, T, C = x.shape
-        q, k, v = (t.view(B, T, self.n_head, -1).transpose(1, 2) for t in self.c_attn(x).split(C, dim=-1))  # [B, H, T, D]
+        q, k, v = self.c_attn(x).split(C, dim=-1)  # each [B, T, C]
+        q, k, v = (t.view(B, T, self.n_head, -1).transpose(1, 2) for t in (q, k, v))  # each [B, H, T, D]
         if self.kv_hook is not None and (cache is None or self.layer == len(cache.layers)):
             k, v = self.kv_hook(k, v)  # [B, H, E + T, D]
         if cache is not None:
@@ -136,7 +137,7 @@ class Attention(nn.Module):
         scores = q @ k.transpose(-2, -1) / math.sqrt(q.size(-1))  # [B, H, T, S]
         if mask is None and T > 1:  # (one new token may see everything)
             mask = causal_mask(T, S, x.device)
-        if mask is not None:
+        if mask is not None:  # added, not filled in: then the backward pass has nothing to do for it
             scores = scores + torch.zeros_like(mask, dtype=scores.dtype).masked_fill(~mask, -torch.inf)
         weights = F.dropout(F.softmax(scores, dim=-1), self.dropout, self.training)
         y = weights @ v  # [B, H, T, D]
@@ -214,10 +215,13 @@ class GPT2(nn.Module):
                    mask, since nothing that counts looks at them
         at         [N] indices into the B * T positions; None: all of them
 
-        Returns [B, T, V], or with `at` [N, V]. Raises ValueError when the context is too short.
+        Returns [B, T, V], or with `at` [N, V]; in fp32 where no gradient is wanted (see `logits`).
+        Raises ValueError when the context is too short.
         """
         if positions is None:
             start = cache.length if cache is not None else 0
+            if start + tokens.size(1) > self.config.n_positions:
+                raise ValueError(f"{start + tokens.size(1)} tokens do not fit into GPT-2's context of {self.config.n_positions}")
             positions = torch.arange(start, start + tokens.size(1), device=tokens.device)
         x = self.run(self.embed(tokens, positions), mask, cache)  # [B, T, C]
         if at is not None:
@@ -226,8 +230,8 @@ class GPT2(nn.Module):
 
     def embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
         """x_0 of tokens [B, T] at positions [T] or [B, T]: [B, T, C]."""
-        if positions.size(-1) > self.config.n_positions:
-            raise ValueError(f"{positions.size(-1)} tokens do not fit into GPT-2's context of {self.config.n_positions}")
+        if positions.device.type == "cpu" and positions.max() >= self.config.n_positions:  # (a GPU would have to be waited for)
+            raise ValueError(f"position {positions.max()} is outside of GPT-2's context of {self.config.n_positions}")
         return F.dropout(self.wte(tokens) + self.wpe(positions), self.dropout, self.training)
 
     def run(self, x: Tensor, mask: Tensor | None = None, cache: KVCache | None = None) -> Tensor:

@@ -6,7 +6,7 @@ P learned ones (section 4.2; in code they enter through `Attention.kv_hook`):
     k_l  <-  [P_k,l ; k_l]        v_l  <-  [P_v,l ; v_l]        for every layer l
 
 so each token attends to them as if P earlier tokens had been read. Learning these numbers directly
-is unstable, so while training they are the output of a small network (section 4.3, equation 5):
+is unstable, so while training they are the output of a small network (section 4.3):
 
     P_theta[i, :] = MLP_theta(P'_theta[i, :])        MLP: Linear(C, mid_dim), tanh, Linear(mid_dim, 2 L C)
 
@@ -135,7 +135,7 @@ class Prefix(nn.Module):
         return keys_values(model, model.wte(tokens)).flatten(1)
 
     def init_from_words(self, model: GPT2, tokens: Tensor, steps: int = 500, lr: float = 1e-4) -> float:
-        """Start from the activations of real words, tokens [P] (section 4.3 and the low-data setting).
+        """Start from the activations of real words, tokens [P] (section 7.4; it helps where data are few).
 
         The MLP's output is fitted to them (mean squared error, Adam); without an MLP they are copied.
         Returns the error left.
@@ -151,6 +151,7 @@ class Prefix(nn.Module):
             loss = F.mse_loss(self.rows(), target)
             loss.backward()
             optimizer.step()
+        optimizer.zero_grad()  # the last gradient must not be added to training's first
         return F.mse_loss(self.rows(), target).item()
 
     def drop_mlp(self) -> "Prefix":
@@ -160,8 +161,12 @@ class Prefix(nn.Module):
         return plain
 
     def save(self, path: Path, metadata: dict[str, str] | None = None) -> None:
-        """Write the prefix, P * row_size numbers in fp32, as a safetensors file."""
-        about = {"mode": self.mode, "made_for": str(self.config)}
+        """Write the prefix, P * row_size numbers in fp32, as a safetensors file.
+
+        One tensor [P, row_size], named as the mode is. A row is [2 L, H, D] laid flat (see `activations`), or for
+        embedding-only one embedding. The metadata say which model it fits.
+        """
+        about = {"mode": self.mode, "made_for": shape_of(self.config)}
         write_safetensors(path, {self.mode: self.rows().detach().float()}, about | (metadata or {}))
 
 
@@ -170,23 +175,21 @@ class Infix(Prefix):
 
     Keys have no order of their own in attention, so they can stay in front in memory. What makes
     an infix of them is who sees them, and the positions: the table's tokens stand at 0 .. S - 1, the
-    infix at S .. S + P - 1, the text behind it. The separator counts as text, because the text's
-    first word is read off it. `separator` is its token id.
+    infix at S .. S + P - 1, the text behind it. The separator, the vocabulary's last id, counts as
+    text, because the text's first word is read off it.
     """
 
     mode = "infix"
-    separator: int | None = None  # None: the vocabulary's last id, as in GPT-2
 
     def before_forward(self, model: GPT2, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         cache = kwargs.get("cache")
         if cache is not None and cache.length:  # the text goes on, word by word
             return super().before_forward(model, args, kwargs)
-        if kwargs.get("mask") is not None:
-            raise ValueError("an infix makes the mask itself")
+        if kwargs.get("mask") is not None or kwargs.get("positions") is not None:
+            raise ValueError("an infix makes mask and positions itself")
         tokens = args[0]  # [B, T]
         B, T = tokens.shape
-        separator = self.config.vocab_size - 1 if self.separator is None else self.separator
-        is_text = (tokens == separator).cumsum(1) > 0  # [B, T]
+        is_text = (tokens == self.config.vocab_size - 1).cumsum(1) > 0  # [B, T]
         self.current = self.activations(model)
         kwargs["positions"] = torch.arange(T, device=tokens.device) + self.prefix_len * is_text  # [B, T]
         sees_infix = is_text[:, :, None].expand(B, T, self.prefix_len)
@@ -214,6 +217,11 @@ class Embedding(Prefix):
 
     def words_as_rows(self, model: GPT2, tokens: Tensor) -> Tensor:
         return model.wte(tokens)
+
+
+def shape_of(config: GPT2Config) -> str:
+    """What a prefix has to fit."""
+    return f"{config.n_layer} layers of {config.n_head} heads and width {config.n_embd}"
 
 
 MODES = {cls.mode: cls for cls in (Prefix, Infix, Embedding)}
@@ -252,8 +260,10 @@ def load_prefix(path: Path, config: GPT2Config) -> Prefix:
     if mode not in MODES or list(tensors) != [mode]:
         raise InputError(f"{path} does not hold a prefix (its mode is {mode!r}): expected one of {', '.join(MODES)}")
     values = tensors[mode]  # [P, row_size]
-    if metadata.get("made_for") != str(config) or values.dim() != 2 or values.size(1) != MODES[mode].row_size(config):
-        raise InputError(f"{path} was made for {metadata.get('made_for')}, but this model is {config}: use the model it was trained with")
+    if metadata.get("made_for") != shape_of(config) or values.dim() != 2 or values.size(1) != MODES[mode].row_size(config):
+        raise InputError(
+            f"{path} was made for {metadata.get('made_for')}, but this model has {shape_of(config)}: use the model it was trained with"
+        )
     prefix = MODES[mode](config, len(values), mid_dim=0)
     prefix.rows.direct.data = values.float().clone()
     return prefix

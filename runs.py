@@ -98,16 +98,16 @@ def open_folder(settings: Settings, resume: bool) -> Path:
     if not path.exists():
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise InputError(f"{folder} is there already and is not a run: choose another --out")
-        with write_whole(path) as file:
-            json.dump(dataclasses.asdict(settings), file, indent=2)
+        write_json(path, dataclasses.asdict(settings))
         return folder
-    if not resume:
-        raise InputError(f"{folder} holds a run already: go on with it (--resume), or choose another --out")
     before = load_settings(folder)
-    for field in dataclasses.fields(Settings):
-        was, now = getattr(before, field.name), getattr(settings, field.name)
-        if was != now and field.name not in ("out", "log_every", "checkpoint_every", "beam_size", "length_norm", "max_new_tokens"):
-            raise InputError(f"{folder} was begun with --{field.name} {was}, not {now}: resume it with the same flags, or choose another --out")
+    free = ("out", "device", "log_every", "checkpoint_every", "beam_size", "length_norm", "max_new_tokens")  # may change on the way
+    others = [name for name in dataclasses.asdict(settings) if name not in free and getattr(before, name) != getattr(settings, name)]
+    if others:
+        differ = ", ".join(f"--{name} {getattr(before, name)}, not {getattr(settings, name)}" for name in others)
+        raise InputError(f"{folder} was begun with {differ}: give the same flags to resume it, or choose another --out")
+    if not resume:
+        raise InputError(f"{folder} holds this run already: go on with it (--resume), or choose another --out")
     return folder
 
 
@@ -128,11 +128,15 @@ def load_settings(folder: Path) -> Settings:
         raise InputError(f"{path} is not a run's settings ({error}): put it back as train.py wrote it") from None
 
 
+def to_json(content: dict) -> str:
+    """The text of our JSON files."""
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+
+
 def write_json(path: Path, content: dict) -> None:
     """A JSON file that is written whole or not at all."""
     with write_whole(path) as file:
-        json.dump(content, file, indent=2, ensure_ascii=False)
-        file.write("\n")
+        file.write(to_json(content))
 
 
 def check_room(settings: Settings, model: GPT2, sources: list[str], tokenizer) -> None:
@@ -176,11 +180,11 @@ def save_checkpoint(path: Path, learned, optimizer, data: str, **state) -> None:
     """Write all that `--resume` needs; the checkpoint before stays until this one is whole.
 
     data    a mark of the training examples
-    state   numbers: n, seconds, best, since_log
+    state   numbers: n (steps done), counts (see Training), best (validation loss)
     """
     state |= {"learned": learned.state_dict(), "optimizer": optimizer.state_dict(), "data": data, "rng": torch.get_rng_state()}
     if torch.cuda.is_available():
-        state["cuda_rng"] = torch.cuda.get_rng_state_all()
+        state["cuda_rng"] = torch.cuda.get_rng_state()
     try:
         with write_whole(path, "wb") as file:
             torch.save(state, file)
@@ -199,11 +203,10 @@ def load_checkpoint(path: Path, learned, optimizer, data: str) -> dict:
         optimizer.load_state_dict(state["optimizer"])
         torch.set_rng_state(state["rng"])
         if "cuda_rng" in state and torch.cuda.is_available():
-            torch.cuda.set_rng_state_all(state["cuda_rng"])
+            torch.cuda.set_rng_state(state["cuda_rng"])
         same_data = state["data"] == data
-        loss, scored, read = state["since_log"]
-        numbers = {"n": int(state["n"]), "seconds": float(state["seconds"]), "best": float(state["best"]), "since_log": [loss, scored, read]}
-    except (RuntimeError, KeyError, ValueError, TypeError, EOFError, OSError) as error:
+        numbers = {"n": int(state["n"]), "best": float(state["best"]), "counts": {k: float(v) for k, v in state["counts"].items()}}
+    except (RuntimeError, KeyError, ValueError, TypeError, AttributeError, EOFError, OSError) as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise InputError(f"{path} does not fit this run or is damaged ({reason}): delete it to begin again") from None
     except Exception as error:  # the unpickler's refusal has a type of its own

@@ -6,7 +6,9 @@ prefix and fine-tuning differ, or the machine decides, the default is None or "a
 
 import argparse
 import dataclasses
+import os
 import platform
+import re
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,13 +92,21 @@ class Settings:
             raise InputError(f"--dropout {new.dropout}: must be below 1")
         if new.init_text is not None and new.finetunes:
             raise InputError("--init_text needs a mode with a prefix: fine-tuning has none")
+        if new.finetunes and (new.prefix_len is not None or new.no_reparam):
+            raise InputError("--prefix_len and --no_reparam need a mode with a prefix: fine-tuning has none")
+        if new.init_text is not None and not new.init_text.strip():
+            raise InputError("--init_text is empty: name some words, e.g. 'table-to-text:'")
         new.prefix_len = resolve_prefix_len(new)
         new.lr = new.lr if new.lr is not None else (5e-5 if new.finetunes else 8e-5)
         new.dropout = new.dropout if new.dropout is not None else (0.1 if new.finetunes else 0.0)
         new.loss = new.loss or ("token" if new.finetunes else "sentence")
         new.device = pick_device(new.device)
         new.dtype = pick_dtype(new.dtype, new.device)
-        new.out = new.out or default_folder(new)
+        new.out = new.out or default_folder(self, new.prefix_len)
+        for name in ("model", "weights", "data"):  # a run must find them again from another working directory
+            path = getattr(new, name)
+            if path is not None and path not in CONFIGS and os.path.exists(path):
+                setattr(new, name, os.path.abspath(path))
         return new
 
 
@@ -117,19 +127,37 @@ def resolve_prefix_len(s: Settings) -> int | None:
     return len(words)
 
 
-def default_folder(s: Settings) -> str:
-    """runs/gpt2-prefix5, runs/gpt2-finetune, ...: one folder for each thing that may be compared."""
-    return f"runs/{Path(s.model).name}-{s.mode}" + ("" if s.finetunes else str(s.prefix_len)) + ("-words" if s.init_text else "")
+# What does not belong into a run's name: it is there already, or changes nothing that is learned.
+NOT_IN_NAME = ("mode", "model", "prefix_len", "out", "device", "log_every", "checkpoint_every", "beam_size", "length_norm", "max_new_tokens")
 
 
-def add_flags(parser: argparse.ArgumentParser, names: tuple[str, ...] | None = None) -> None:
-    """The fields of Settings (all, or these) as flags; those not given on the command line stay away."""
+def default_folder(given: Settings, prefix_len: int | None) -> str:
+    """runs/gpt2-prefix5, runs/gpt2-finetune-seed7, ...: every flag that was given and changes the result is in the name."""
+    parts = [Path(given.model).name, given.mode + ("" if prefix_len is None else str(prefix_len))]
+    for field in dataclasses.fields(given):
+        value = getattr(given, field.name)
+        if field.name in NOT_IN_NAME or value == field.default:
+            continue
+        text = Path(value).name if field.name in ("data", "weights") else str(value)
+        text = "" if value is True else "_" + re.sub(r"[^\w.]+", "_", text).strip("_") if isinstance(value, str) else text
+        parts.append(field.name + text)
+    return "runs/" + "-".join(parts)
+
+
+def add_flags(parser: argparse.ArgumentParser, names: tuple[str, ...] | None = None, default: str | None = None) -> None:
+    """The fields of Settings (all, or these) as flags; those not given on the command line stay away.
+
+    default    what to say of the default in place of the training's own
+    """
     for field in dataclasses.fields(Settings):
         if names is not None and field.name not in names:
             continue
-        about = dict(field.metadata)
-        default = "" if field.default is None or field.default is False else f" (default: {field.default})"
-        options = {"help": about["help"].replace("%", "%%") + ("" if "(default" in about["help"] else default)}
+        about, help = field.metadata, field.metadata["help"]
+        if default is not None:
+            help = re.sub(r" \(default: .*\)$", "", help) + f" (default: {default})"
+        elif field.default not in (None, False) and "(default" not in help:
+            help += f" (default: {field.default})"
+        options = {"help": help.replace("%", "%%")}
         if about["type"] is bool:
             options["action"] = "store_true"
         else:
@@ -184,5 +212,7 @@ def autocast(settings: Settings):
 def describe_machine(settings: Settings) -> dict[str, str]:
     """What a figure was measured on."""
     processor = cpu_facts().get("model name") or platform.processor() or platform.machine()
-    name = torch.cuda.get_device_name() if settings.device.startswith("cuda") else f"{processor}, {torch.get_num_threads()} threads"
-    return {"device": settings.device, "processor": name, "dtype": settings.dtype, "torch": torch.__version__}
+    processor += f", {torch.get_num_threads()} threads"
+    if settings.device.startswith("cuda"):
+        processor = torch.cuda.get_device_name(settings.device)
+    return {"device": settings.device, "processor": processor, "dtype": settings.dtype, "torch": torch.__version__}

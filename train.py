@@ -2,7 +2,7 @@
 
     python train.py --mode prefix --prefix_len 5
 
-The objective (section 4.1) is the text's log-likelihood given the table, with y the target and its end token:
+The objective (the paper's equation 2) is the text's log-likelihood given the table, with y the target and its end token:
 
     max over theta of  sum_i log p(y_i | table, y_<i)         theta: the prefix; in fine-tuning all weights
 
@@ -61,9 +61,11 @@ def update(model, learned, optimizer, examples: list[Encoded], lr: float, settin
     norm = torch.nn.utils.clip_grad_norm_(learned.parameters(), settings.clip or math.inf)
     for group in optimizer.param_groups:
         group["lr"] = lr
-    optimizer.step()
+    loss, norm = total.item(), norm.item()
+    if math.isfinite(norm):  # else the weights would be lost too; `Training.check_finite` ends the run
+        optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return total.item(), norm.item()
+    return loss, norm
 
 
 @torch.inference_mode()
@@ -85,7 +87,10 @@ class StopSignal:
         self.old = {}
 
     def __enter__(self):
-        for number in (signal.SIGINT, signal.SIGTERM):
+        names = ("SIGINT", "SIGTERM", "SIGHUP")  # Ctrl-C, shutdown, a closed terminal (which Windows does not have)
+        for number in (getattr(signal, name) for name in names if hasattr(signal, name)):
+            if signal.getsignal(number) == signal.SIG_IGN:
+                continue  # started with nohup: it shall go on
             try:
                 self.old[number] = signal.signal(number, self.ask)
             except ValueError:  # not in the main thread: whoever runs us there stops us
@@ -114,7 +119,9 @@ def train(settings: Settings, resume: bool = False, evaluates: bool = False) -> 
     if training.open(resume):
         with StopSignal() as stop:
             training.run(stop)
-        training.finish()
+            training.finish()
+            if stop.asked:  # during the last step or validation: nothing is left to train, but evaluation can wait
+                raise KeyboardInterrupt
     return training.folder
 
 
@@ -127,9 +134,10 @@ class Training:
         self.tokenizer = load_tokenizer(settings.model)
         self.pad = self.tokenizer.eot_token
         train_set, valid_set = (load_split(settings.data, split) for split in ("train", "valid"))
-        if evaluates:
-            load_split(settings.data, "test")
+        test_set = load_split(settings.data, "test") if evaluates else []
         if settings.train_examples is not None:
+            if settings.train_examples > len(train_set):
+                raise InputError(f"--train_examples {settings.train_examples}: there are only {len(train_set)}")
             train_set = [train_set[i] for i in epoch_order(len(train_set), settings.seed, -1)[: settings.train_examples]]
         self.sources = list(dict.fromkeys(example.source for example in valid_set))
 
@@ -138,17 +146,22 @@ class Training:
         room = self.model.config.n_positions - (settings.prefix_len or 0)
         self.train_set = encode(self.tokenizer, train_set, room, settings.score_separator)
         self.valid_set = encode(self.tokenizer, valid_set, room, settings.score_separator)
-        check_room(settings, self.model, self.sources, self.tokenizer)
+        check_room(settings, self.model, [*self.sources, *(example.source for example in test_set)], self.tokenizer)
 
         self.steps_per_epoch = math.ceil(len(self.train_set) / settings.batch_size)
         self.steps = settings.max_steps or settings.epochs * self.steps_per_epoch
+        if settings.warmup_steps >= self.steps:
+            raise InputError(f"--warmup_steps {settings.warmup_steps}: the run has only {self.steps} steps")
         self.optimizer = torch.optim.AdamW(
             self.learned.parameters(), lr=settings.lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=settings.weight_decay,
             fused=settings.device.split(":")[0] in ("cpu", "cuda"),
         )  # fmt: skip
-        self.n, self.seconds_before = 0, 0.0
+        self.order: list[int] | None = None  # of the examples in this epoch
+        self.n = 0
         self.valid_loss = self.best = math.inf
-        self.since_log = [0.0, 0, 0]  # summed loss, scored tokens, tokens read since the last line of the log
+        # Sums over the run: examples trained on, and seconds: of training, and of validation. Sums since the last line of
+        # the log: loss in nats, scored tokens, tokens read, seconds. They go into checkpoints: a run may take several sittings.
+        self.counts = dict.fromkeys(("examples", "training_s", "validation_s", "loss", "scored", "read", "log_s"), 0.0)
 
     def open(self, resume: bool) -> bool:
         """Make the run's folder, or take up what is there; False if the run has ended already."""
@@ -160,7 +173,7 @@ class Training:
         self.checkpoint = self.folder / "checkpoint.pt"
         if self.checkpoint.exists():
             state = load_checkpoint(self.checkpoint, self.learned, self.optimizer, self.data_mark())
-            self.n, self.seconds_before, self.best, self.since_log = (state[key] for key in ("n", "seconds", "best", "since_log"))
+            self.n, self.best, self.counts = state["n"], state["best"], state["counts"]
             print(f"resuming at step {self.n} of {self.steps}")
         self.log = CsvLog(self.folder / "log.csv", ("step", "epoch", "loss", "lr", "grad_norm", "tokens_per_s"), self.n)
         self.valid_log = CsvLog(self.folder / "valid.csv", ("step", "epoch", "valid_loss", "seconds", "sample"), self.n)
@@ -170,40 +183,43 @@ class Training:
         """Changes when the training examples do."""
         return hashlib.sha256(repr(self.train_set).encode()).hexdigest()
 
-    @property
-    def seconds(self) -> float:
-        """Spent on this run so far, in all its sittings."""
-        return self.seconds_before + time.monotonic() - self.began
-
     def run(self, stop: StopSignal) -> None:
         """The loop: an update, and now and then a line in the log, a validation, a checkpoint."""
         s = self.settings
         print(self.describe(), flush=True)
-        self.began = self.logged_at = time.monotonic()
-        first = self.n
         self.model.train(s.dropout > 0)
         while self.n < self.steps:
+            began = time.monotonic()
             examples, lr = self.next_batch(), learning_rate(s, self.n, self.steps)
             loss, norm = update(self.model, self.learned, self.optimizer, examples, lr, s, self.pad)
             self.check_finite("loss", loss)
+            self.check_finite("gradient's norm", norm)
             self.n += 1
-            scored, read = sum(len(ids) - n_prompt for ids, n_prompt in examples), sum(len(ids) for ids, _ in examples)
-            self.since_log = [a + b for a, b in zip(self.since_log, (loss, scored, read))]
+            self.count(examples, loss, time.monotonic() - began)
             last = self.n == self.steps
             if self.n % s.log_every == 0 or last:
-                self.write_log(lr, norm, first)
+                self.write_log(lr, norm)
             if self.n % (s.valid_every or self.steps_per_epoch) == 0 or last:
                 self.validate()
             if (self.n % s.checkpoint_every == 0 or stop.asked) and not last:
-                self.save_checkpoint()
+                save_checkpoint(
+                    self.checkpoint, self.learned, self.optimizer, self.data_mark(), n=self.n, best=self.best, counts=self.counts
+                )
             if stop.asked and not last:
                 print(f"checkpoint written at step {self.n} of {self.steps}", file=sys.stderr)
                 raise KeyboardInterrupt
 
+    def count(self, examples: list[Encoded], loss: float, seconds: float) -> None:
+        """Add a step to the sums."""
+        scored, read = sum(len(ids) - n_prompt for ids, n_prompt in examples), sum(len(ids) for ids, _ in examples)
+        step = {"examples": len(examples), "training_s": seconds, "loss": loss, "scored": scored, "read": read, "log_s": seconds}
+        for name, value in step.items():
+            self.counts[name] += value
+
     def next_batch(self) -> list[Encoded]:
         """The examples of the step to come; the last batch of an epoch may be smaller."""
         epoch, place = divmod(self.n, self.steps_per_epoch)
-        if place == 0 or not hasattr(self, "order"):
+        if place == 0 or self.order is None:
             self.order = epoch_order(len(self.train_set), self.settings.seed, epoch)
         size = self.settings.batch_size
         return [self.train_set[i] for i in self.order[place * size : (place + 1) * size]]
@@ -213,59 +229,53 @@ class Training:
         if not math.isfinite(loss):
             raise InputError(f"the {what} is {loss} after {self.n} steps: lower --lr (it is {self.settings.lr:g}), with another --out")
 
-    def write_log(self, lr: float, norm: float, first: int) -> None:
+    def write_log(self, lr: float, norm: float) -> None:
         """A line in log.csv and on the screen. The loss is in nats a scored token in every mode, so that curves can be compared."""
-        now = time.monotonic()
-        loss, speed = self.since_log[0] / self.since_log[1], self.since_log[2] / (now - self.logged_at)
-        left = (self.steps - self.n) * (now - self.began) / (self.n - first)
-        epoch = self.n / self.steps_per_epoch
+        counts, epoch = self.counts, self.n / self.steps_per_epoch
+        loss, speed = counts["loss"] / counts["scored"], counts["read"] / counts["log_s"]
+        left = (self.steps - self.n) * (counts["training_s"] + counts["validation_s"]) / self.n
         self.log.add(self.n, f"{epoch:.4f}", f"{loss:.6f}", f"{lr:.4e}", f"{norm:.4f}", f"{speed:.0f}")
         print(
             f"step {self.n}/{self.steps}  epoch {epoch:.2f}  loss {loss:.4f}  lr {lr:.2e}  norm {norm:.2f}"
             f"  {speed:,.0f} tok/s  {hours(left)} left", flush=True,
         )  # fmt: skip
-        self.since_log, self.logged_at = [0.0, 0, 0], now
+        counts |= dict.fromkeys(("loss", "scored", "read", "log_s"), 0.0)
 
     def validate(self) -> None:
         """The loss on the validation set, and one generated sentence beside its table: in valid.csv and on the screen."""
-        s = self.settings
+        s, began = self.settings, time.monotonic()
         self.model.eval()
         self.valid_loss = validation_loss(self.model, self.valid_set, s, self.pad)
         self.check_finite("validation loss", self.valid_loss)
         sample = decode(self.model, self.tokenizer, self.sources[:1], s)[0]
         self.model.train(s.dropout > 0)
-        self.valid_log.add(self.n, f"{self.n / self.steps_per_epoch:.4f}", f"{self.valid_loss:.6f}", f"{self.seconds:.1f}", sample)
-        print(f"validation loss {self.valid_loss:.4f}\n  {self.sources[0]}\n  -> {sample}", flush=True)
         if s.keep == "best" and self.valid_loss < self.best:
             save_learned(self.model, self.prefix, self.result, s)
         self.best = min(self.best, self.valid_loss)
-        self.logged_at = time.monotonic()  # validation is not counted in tokens a second
-
-    def save_checkpoint(self) -> None:
-        """All that the rest of the run depends on."""
-        save_checkpoint(
-            self.checkpoint, self.learned, self.optimizer, data=self.data_mark(), n=self.n, seconds=self.seconds, best=self.best,
-            since_log=self.since_log,
-        )  # fmt: skip
+        self.counts["validation_s"] += time.monotonic() - began
+        seconds = self.counts["training_s"] + self.counts["validation_s"]
+        self.valid_log.add(self.n, f"{self.n / self.steps_per_epoch:.4f}", f"{self.valid_loss:.6f}", f"{seconds:.1f}", sample)
+        print(f"validation loss {self.valid_loss:.4f}\n  {self.sources[0]}\n  -> {sample}", flush=True)
 
     def finish(self) -> None:
         """Write what was learned, and the run in numbers."""
         if self.settings.keep == "last":
             save_learned(self.model, self.prefix, self.result, self.settings)
-        n_bytes = self.result.stat().st_size
+        n_bytes, seconds = self.result.stat().st_size, self.counts["training_s"]
         write_json(self.folder / "summary.json", {
             "parameters": self.sizes(), "bytes_on_disk": n_bytes, "steps": self.steps, "training_examples": len(self.train_set),
-            "seconds": round(self.seconds, 1), "examples_per_s": round(self.steps * self.settings.batch_size / self.seconds, 2),
-            "valid_loss": self.valid_loss, "best_valid_loss": self.best, "machine": describe_machine(self.settings),
+            "training_seconds": round(seconds, 1), "validation_seconds": round(self.counts["validation_s"], 1),
+            "examples_per_s": round(self.counts["examples"] / seconds, 2), "valid_loss": self.valid_loss, "best_valid_loss": self.best,
+            "machine": describe_machine(self.settings),
         })  # fmt: skip
         self.checkpoint.unlink(missing_ok=True)
-        print(f"trained in {hours(self.seconds)}; learned weights in {self.result} ({n_bytes:,} bytes)")
+        print(f"trained in {hours(seconds)}; learned weights in {self.result} ({n_bytes:,} bytes)")
 
     def sizes(self) -> dict[str, int]:
         """Numbers in GPT-2, numbers trained, and numbers to be stored for this task beside the shared GPT-2."""
-        count = lambda module: sum(p.numel() for p in module.parameters())  # noqa: E731
         stored = self.model if self.prefix is None else self.prefix.drop_mlp()
-        return {"gpt2": count(self.model), "trained": count(self.learned), "stored": count(stored)}
+        modules = {"gpt2": self.model, "trained": self.learned, "stored": stored}
+        return {name: sum(p.numel() for p in module.parameters()) for name, module in modules.items()}
 
     def describe(self) -> str:
         """What is about to happen. The paper's "0.1 %" is what is stored, not what is trained with the MLP attached."""
@@ -287,7 +297,7 @@ def hours(seconds: float) -> str:
 @exit_on_input_error
 def main(argv: list[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description="Prefix-tune (or fine-tune) GPT-2 on E2E. The defaults are the paper's.")
+    parser = argparse.ArgumentParser(allow_abbrev=False, description="Prefix-tune (or fine-tune) GPT-2 on E2E. The defaults are the paper's.")
     add_flags(parser)
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out where it stopped")
     parser.add_argument("--no_eval", action="store_true", help="leave out decoding and scoring the test set at the end")
@@ -296,7 +306,7 @@ def main(argv: list[str] | None = None) -> None:
     try:
         folder = train(Settings(**flags), resume, evaluates=not no_eval)
         if not no_eval:
-            evaluate_run(folder)
+            evaluate_run(folder, **{name: flags[name] for name in ("device", "dtype") if name in flags})
     except KeyboardInterrupt:
         print("\nstopped; the same command with --resume goes on", file=sys.stderr)
         sys.exit(130)

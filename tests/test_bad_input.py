@@ -260,7 +260,7 @@ BAD_FLAGS = [
     ("--mode finetune --init_text hello", "--init_text needs a mode with a prefix"),
     ("--init_text hello --prefix_len 100", "--prefix_len 100, but --init_text"),
     ("--init_text " + 200 * "x", "leaves no room"),
-    ("--out {place}/done", "done holds a run already: go on with it (--resume), or choose another --out"),
+    ("--out {place}/done", "done holds this run already: go on with it (--resume), or choose another --out"),
     ("--out {place}/data", "data is there already and is not a run: choose another --out"),
     ("--out {place}/data/src1_test.txt", "src1_test.txt is there already and is not a run"),
     ("--out {place}/data/src1_test.txt/new", "src1_test.txt"),
@@ -419,7 +419,12 @@ OTHER_FLAGS = [
 @pytest.mark.parametrize("wrong, said", OTHER_FLAGS, ids=[wrong for wrong, _ in OTHER_FLAGS])
 def test_going_on_with_other_flags_is_refused(world, place, refused, wrong, said):
     complaint = refused(train.main, flags(world, place / "data", place / "begun", "--resume", *wrong.split()))
-    assert_says(complaint, f"{place / 'begun'} was begun with {said}: resume it with the same flags")
+    assert_says(complaint, f"{place / 'begun'} was begun with {said}", ": give the same flags to resume it, or choose another --out")
+
+
+def test_the_same_command_again_is_refused_without_resume(world, place, refused):
+    complaint = refused(train.main, flags(world, place / "data", place / "begun"))
+    assert_says(complaint, "begun holds this run already: go on with it (--resume), or choose another --out")
 
 
 def test_going_on_with_other_data_is_refused(world, place, refused):
@@ -482,7 +487,7 @@ def test_a_malicious_checkpoint_is_refused_and_not_run(world, place, refused):
         lambda state: state | {"rng": torch.zeros(3)},
         lambda state: state | {"rng": "random"},
         lambda state: state | {"n": "two"},
-        lambda state: state | {"since_log": None},
+        lambda state: state | {"counts": None},
         lambda state: state | {"optimizer": {}},
     ],
     ids=["nothing", "a list", "a bare state", "no rng", "short rng", "rng of another type", "step as text", "no sums", "no optimizer"],
@@ -550,8 +555,8 @@ BAD_RUNS = {
     "no beams": (nothing, "--run {place}/done --beam_size 0", "--beam_size 0: must be at least 1"),
     "too many beams": (nothing, "--run {place}/done --beam_size 201", "--beam_size 201"),
     "no room for the text": (nothing, "--run {place}/done --max_new_tokens 160", "--max_new_tokens"),
-    "both ways at once": (nothing, "--run {place}/done --hyp {place}/h --ref {place}/r", "either --run FOLDER, or --hyp FILE and --ref FILE"),
-    "neither way": (nothing, "--split test", "either --run FOLDER, or --hyp FILE and --ref FILE"),
+    "both ways at once": (nothing, "--run {place}/done --hyp {place}/h --ref {place}/r", "either --run FOLDER and how to decode it, or --hyp FILE and --ref FILE"),
+    "neither way": (nothing, "--split test", "either --run FOLDER and how to decode it, or --hyp FILE and --ref FILE"),
     "outputs alone": (nothing, "--hyp {place}/done/outputs.txt", "--ref FILE"),
 }
 

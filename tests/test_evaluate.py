@@ -4,8 +4,11 @@ import json
 
 import pytest
 
+import evaluate
 import metrics
-from evaluate import PUBLISHED, decode, evaluate_run, main, print_table
+from beam import beam_search
+from evaluate import PUBLISHED, decode, evaluate_run, main, newline_tokens, print_table
+from files import InputError
 from e2e_data import group_references, load_split, load_tokenizer
 from runs import load_run
 from settings import Settings
@@ -74,13 +77,24 @@ def test_the_table_puts_our_row_beside_the_papers_and_the_posters(capsys):
     assert by_name["GPT-2 medium, prefix 0.1 % (Li & Liang 2021)"].split()[-6:] == ["70.3", "8.82", "-", "46.3", "72.1", "2.46"]
 
 
-def test_decoding_options_change_the_search_and_are_recorded(run):
+def test_decoding_options_reach_the_search_and_are_recorded(run, monkeypatch):
     evaluate_run(run)
     first = json.loads((run / "evaluation.json").read_text())
     assert (first["beam_size"], first["length_norm"], first["references"]) == (5, "total", first["references"])
-    main(["--run", str(run), "--beam_size", "1", "--length_norm", "none", "--batch_size", "3"])
-    second = json.loads((run / "evaluation.json").read_text())
-    assert (second["beam_size"], second["length_norm"], second["batch_size"]) == (1, "none", 3)
+    before = {name: (run / name).read_bytes() for name in ("outputs.txt", "scores.json", "evaluation.json")}
+    calls = []
+
+    def spy(model, prompts, end, beam_size, max_new_tokens, length_norm, banned):
+        calls.append((len(prompts), beam_size, max_new_tokens, length_norm, banned))
+        return beam_search(model, prompts, end, beam_size, max_new_tokens, length_norm, banned)
+
+    monkeypatch.setattr(evaluate, "beam_search", spy)
+    main(["--run", str(run), "--beam_size", "1", "--length_norm", "none", "--max_new_tokens", "7", "--batch_size", "3"])
+    newlines = newline_tokens(load_tokenizer(load_run(run)[0].model))
+    assert len(newlines) > 0 and set(calls) <= {(n, 1, 7, "none", newlines) for n in (1, 2, 3)} and calls[0][0] == 3
+    second = json.loads((run / "evaluation-beam_size_1-length_norm_none-max_new_tokens_7.json").read_text())
+    assert (second["beam_size"], second["length_norm"], second["max_new_tokens"], second["batch_size"]) == (1, "none", 7, 3)
+    assert before == {name: (run / name).read_bytes() for name in before}  # another search has files of its own
     assert json.loads((run / "settings.json").read_text())["beam_size"] == 5  # the run's own settings stay
 
 
@@ -102,3 +116,40 @@ def test_the_validation_split_goes_to_files_of_its_own(run):
     n = len(group_references(load_split(str(json.loads((run / "settings.json").read_text())["data"]), "valid")))
     assert len((run / "outputs-valid.txt").read_text().splitlines()) == n
     assert (run / "scores-valid.json").exists()
+
+
+def test_one_table_is_said(run, capsys):
+    source = load_split(json.loads((run / "settings.json").read_text())["data"], "test")[0].source
+    main(["--run", str(run), "--table", source, "--dtype", "fp32"])
+    evaluate_run(run, dtype="fp32")
+    first = (run / "outputs.txt").read_text().splitlines()[0]
+    assert capsys.readouterr().out.splitlines()[0] == first
+    main(["--run", str(run), "--table", "name[Lotus], food[Thai]", "--dtype", "fp32"])
+    main(["--run", str(run), "--table", "name : Lotus | food : Thai", "--dtype", "fp32"])
+    said = capsys.readouterr().out.splitlines()
+    assert said[-1] == said[-2] != ""
+
+
+def test_scores_of_other_outputs_are_not_overwritten(files, tmp_path):
+    hyp, ref = files["blocks.txt"]
+    main(["--hyp", str(hyp), "--ref", str(ref)])
+    before = (tmp_path / "scores.json").read_bytes()
+    main(["--hyp", str(hyp), "--ref", str(ref)])  # the same again is no harm
+    (tmp_path / "others.txt").write_text("xxx\nyyy\n")
+    with pytest.raises(SystemExit):
+        main(["--hyp", str(tmp_path / "others.txt"), "--ref", str(ref)])
+    assert (tmp_path / "scores.json").read_bytes() == before
+    main(["--hyp", str(tmp_path / "others.txt"), "--ref", str(ref), "--scores", str(tmp_path / "others.json")])
+    assert json.loads((tmp_path / "others.json").read_text())["ROUGE_L"] == 0
+
+
+def test_a_run_can_be_evaluated_from_another_folder_and_after_its_model_moved(world, tmp_path, monkeypatch):
+    monkeypatch.chdir(world)
+    folder = train(Settings(model="model", data="data", out=str(tmp_path / "run"), device="cpu", dtype="fp32", max_steps=2, max_new_tokens=5))
+    monkeypatch.chdir(tmp_path)
+    evaluate_run(folder)
+    settings = json.loads((folder / "settings.json").read_text())
+    (folder / "settings.json").write_text(json.dumps(settings | {"model": "/nowhere/model"}))
+    with pytest.raises(InputError, match="unknown model '/nowhere/model'"):
+        load_run(folder)
+    load_run(folder, model=str(world / "model"))

@@ -8,7 +8,7 @@ from tiny import lively
 
 from files import InputError
 from gpt2 import GPT2, GPT2Config, KVCache
-from prefix import Embedding, Infix, Prefix, keys_values, load_prefix
+from prefix import Embedding, Infix, Prefix, keys_values, load_prefix, shape_of
 from weights import read_safetensors, write_safetensors
 
 CONFIG = GPT2Config(n_layer=3, n_head=4, n_embd=32, n_positions=64, vocab_size=101)
@@ -180,14 +180,20 @@ def test_misuse_is_refused_with_a_sentence(model, tmp_path):
         Prefix(CONFIG, 64)
     with pytest.raises(InputError, match="was made for"):
         Prefix(GPT2Config(3, 8, 32, 64, 101), 5).attach(model)
+    infix = Infix(CONFIG, 5).attach(model)
+    with pytest.raises(ValueError, match="an infix makes mask and positions itself"):
+        model(torch.tensor([[1, 2]]), positions=torch.arange(2))
+    infix.detach(model)
     Prefix(CONFIG, 5).attach(model)
+    with pytest.raises(ValueError, match="position 64 is outside of GPT-2's context of 64"):
+        model(torch.zeros(1, 60, dtype=torch.long))
     with pytest.raises(InputError, match="has a prefix already"):
         Prefix(CONFIG, 5).attach(model)
     path = tmp_path / "prefix.safetensors"
     Prefix(GPT2Config(3, 8, 32, 64, 101), 5, 0).save(path)
-    with pytest.raises(InputError, match=r"prefix\.safetensors was made for .*n_head=8.*but this model is .*n_head=4"):
+    with pytest.raises(InputError, match=r"prefix\.safetensors was made for 3 layers of 8 heads .*but this model has 3 layers of 4 heads"):
         load_prefix(path, CONFIG)
-    write_safetensors(path, {"prefix": torch.zeros(5, 10)}, {"mode": "prefix", "made_for": str(CONFIG)})
+    write_safetensors(path, {"prefix": torch.zeros(5, 10)}, {"mode": "prefix", "made_for": shape_of(CONFIG)})
     with pytest.raises(InputError, match="was made for"):
         load_prefix(path, CONFIG)
     write_safetensors(path, {"wte.weight": torch.zeros(5, 10)}, {})

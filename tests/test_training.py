@@ -1,10 +1,13 @@
 """Training: the same losses as a plain loop over other libraries, the same bits after a kill, the files it writes."""
 
+import argparse
 import csv
 import dataclasses
 import json
 import math
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -19,13 +22,15 @@ import train as train_module
 from e2e_data import encode, epoch_order, load_split, load_tokenizer
 from evaluate import evaluate_run
 from files import InputError
-from prefix import load_prefix
+from prefix import MODES, keys_values, load_prefix
 from runs import load_run, start_model
-from settings import Settings
-from train import learning_rate, train, update
+from settings import Settings, add_flags
+from tiny import write_data
+from train import Training, batch_loss, learning_rate, train, update
 from weights import load_gpt2, read_safetensors, write_safetensors
 
 ROOT = Path(__file__).resolve().parent.parent
+SHARED = ROOT.parent / "shared"
 
 
 @pytest.fixture
@@ -54,7 +59,7 @@ def log_of(folder: Path, file: str = "log.csv") -> list[dict]:
 
 @pytest.mark.parametrize("mode", ["prefix", "finetune"])
 def test_30_steps_give_the_losses_of_a_plain_loop_over_transformers_and_peft(settings, world, reference_gpt2, mode):
-    s = settings(mode=mode, dropout=0.0, prefix_len=7, batch_size=10, epochs=3).resolve()
+    s = settings(mode=mode, dropout=0.0, prefix_len=7 if mode == "prefix" else None, batch_size=10, epochs=3).resolve()
     model, prefix = start_model(s)
     learned = model if prefix is None else prefix
     tokenizer = load_tokenizer(s.model)
@@ -102,6 +107,56 @@ def test_30_steps_give_the_losses_of_a_plain_loop_over_transformers_and_peft(set
     assert our_loss / scored < first - 0.05  # thirty steps that did something
 
 
+@pytest.mark.parametrize("changes", [{}, {"mode": "finetune", "dropout": 0.0}, {"score_separator": True}, {"warmup_steps": 3}, {"weight_decay": 0.5},
+                                     {"init_text": "Italian food"}])  # fmt: skip
+def test_a_whole_run_equals_an_independent_loop(settings, tmp_path, world, changes):
+    """Order, batches (the last of an epoch is smaller), loss, learning rate, AdamW, clipping, validation: column by column."""
+    data = write_data(tmp_path / "data", train=23, valid=9)
+    s = settings(data=str(data), epochs=2, valid_every=3, **changes)
+    folder = train(s)
+    s = s.resolve()
+
+    tokenizer = load_tokenizer(s.model)
+    model, prefix = start_model(s)  # the same seed, so the same beginning
+    parameters = list((model if prefix is None else prefix).parameters())
+    optimizer = torch.optim.AdamW(parameters, lr=s.lr, weight_decay=s.weight_decay)
+    rise, steps = s.warmup_steps, 6
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: i / rise if i < rise else (steps - i) / (steps - rise))
+
+    def nats(example):
+        """One sentence, unpadded: - sum log p, and the number of tokens scored."""
+        prompt = tokenizer.encode_ordinary(f" {example.source} ")
+        ids = [*prompt, tokenizer.eot_token, *tokenizer.encode_ordinary(f" {example.target} "), tokenizer.eot_token]
+        first = len(prompt) + (0 if s.score_separator else 1)
+        log_p = model(torch.tensor([ids])).log_softmax(-1)[0]
+        return -sum(log_p[t - 1, ids[t]] for t in range(first, len(ids))), len(ids) - first
+
+    examples, valid = load_split(s.data, "train"), load_split(s.data, "valid")
+    rows, valid_losses = [], []
+    for epoch in range(2):
+        order = torch.randperm(23, generator=torch.Generator().manual_seed(1_000_003 * 101 + epoch)).tolist()
+        for batch in (order[:10], order[10:20], order[20:]):
+            losses, counts = zip(*(nats(examples[i]) for i in batch))
+            optimizer.zero_grad()
+            (sum(losses) / (len(batch) if prefix is not None else sum(counts))).backward()
+            norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+            rows.append((sum(losses).item() / sum(counts), schedule.get_last_lr()[0], norm.item()))
+            optimizer.step()
+            schedule.step()
+            if len(rows) % 3 == 0:
+                with torch.no_grad():
+                    losses, counts = zip(*(nats(example) for example in valid))
+                valid_losses.append(sum(losses).item() / sum(counts))
+
+    log = log_of(folder)
+    assert len(log) == len(rows) == 6
+    for row, (loss, lr, norm) in zip(log, rows):
+        assert float(row["loss"]) == pytest.approx(loss, abs=1e-4)
+        assert float(row["lr"]) == pytest.approx(lr, rel=1e-4)
+        assert float(row["grad_norm"]) == pytest.approx(norm, rel=1e-3)
+    assert [float(row["valid_loss"]) for row in log_of(folder, "valid.csv")] == pytest.approx(valid_losses, abs=1e-4)
+
+
 # ----------------------------------------------------------------------------- killing and resuming
 
 
@@ -123,9 +178,12 @@ def kill_after(monkeypatch, step: int) -> None:
     monkeypatch.setattr(train_module, "update", dying)
 
 
-@pytest.mark.parametrize("mode", ["prefix", "embedding", "infix", "finetune"])
-def test_killed_at_arbitrary_steps_and_resumed_gives_the_same_bits(settings, tmp_path, monkeypatch, mode):
-    s = settings(mode=mode, checkpoint_every=5, log_every=3, out=str(tmp_path / "whole"))
+@pytest.mark.parametrize("changes", [
+    {"mode": "prefix"}, {"mode": "embedding"}, {"mode": "infix"}, {"mode": "finetune"}, {"init_text": "Italian food"},
+    {"grad_accum": 3, "keep": "best", "valid_every": 4}, {"dtype": "bf16"}, {"no_reparam": True, "train_examples": 117},
+])  # fmt: skip
+def test_killed_at_arbitrary_steps_and_resumed_gives_the_same_bits(settings, tmp_path, monkeypatch, changes):
+    s = settings(checkpoint_every=5, log_every=3, out=str(tmp_path / "whole"), **changes)
     train(s)
     s = dataclasses.replace(s, out=str(tmp_path / "killed"))
     for step in (3, 8, 7, 1, 9):  # before the first checkpoint, across an epoch's end, at once, ...
@@ -262,7 +320,7 @@ def test_words_set_the_length_of_the_prefix_and_where_it_begins(settings, capsys
 
 def test_keeping_the_best_keeps_the_weights_of_the_lowest_validation_loss(settings, tmp_path):
     """A learning rate that first helps and then, at its full height, destroys: the best is not the last."""
-    s = settings(lr=3.0, warmup_steps=24, valid_every=2, keep="best", out=str(tmp_path / "best"))
+    s = settings(lr=3.0, warmup_steps=23, valid_every=2, keep="best", out=str(tmp_path / "best"))
     folder = train(s)
     losses = [float(row["valid_loss"]) for row in log_of(folder, "valid.csv")]
     assert min(losses) < losses[-1] - 1e-3
@@ -274,9 +332,100 @@ def test_keeping_the_best_keeps_the_weights_of_the_lowest_validation_loss(settin
     assert train_module.validation_loss(model, valid, settings_, tokenizer.eot_token) == pytest.approx(kept, abs=1e-5)
 
 
-def test_fewer_training_examples_are_drawn_by_the_seed(settings, tmp_path, capsys):
-    train(settings(train_examples=7, batch_size=2, epochs=1, out=str(tmp_path / "few")))
-    assert "7 examples, 4 steps of 2" in capsys.readouterr().out
+def test_fewer_training_examples_are_drawn_by_the_seed(settings):
+    drawn = [Training(settings(train_examples=7, seed=seed).resolve(), False).train_set for seed in (1, 1, 2)]
+    assert len(drawn[0]) == 7 and drawn[0] == drawn[1] and drawn[0] != drawn[2]
+    everything = Training(settings().resolve(), False).train_set
+    assert all(example in everything for example in drawn[2]) and drawn[0] != everything[:7] != drawn[2]
+    with pytest.raises(InputError, match="--train_examples 121: there are only 120"):
+        Training(settings(train_examples=121).resolve(), False)
+
+
+def test_dropout_acts_while_fine_tuning_and_not_on_the_frozen_model(settings, tmp_path, monkeypatch):
+    modes = []
+    monkeypatch.setattr(train_module, "update", lambda model, *rest: modes.append(model.training) or update(model, *rest))
+    logs = {}
+    for name, changes in {"tuned": {"mode": "finetune"}, "without": {"mode": "finetune", "dropout": 0.0}, "frozen": {}, "poster": {"dropout": 0.1}}.items():
+        logs[name] = log_of(train(settings(max_steps=13, valid_every=12, out=str(tmp_path / name), **changes)))
+    assert modes == [True] * 13 + [False] * 26 + [True] * 13  # the last step is behind a validation, which switches dropout off
+    assert logs["tuned"][0]["loss"] != logs["without"][0]["loss"] and logs["frozen"][0]["loss"] != logs["poster"][0]["loss"]
+
+
+def test_pieces_of_a_batch_are_as_small_as_asked(settings, monkeypatch):
+    sizes = []
+    monkeypatch.setattr(train_module, "batch_loss", lambda model, batch: sizes.append(len(batch.tokens)) or batch_loss(model, batch))
+    train(settings(max_steps=1, grad_accum=4))
+    assert sizes[:4] == [3, 3, 3, 1]
+
+
+@pytest.mark.parametrize("changes", [{"mode": "embedding"}, {"mode": "infix"}, {"init_text": "Italian food"}, {"mode": "finetune"}])
+def test_every_mode_trains_in_bf16_and_is_evaluated_in_either(settings, changes):
+    folder = train(settings(dtype="bf16", max_steps=3, **changes))
+    for dtype in ("bf16", "fp32"):
+        assert evaluate_run(folder, dtype=dtype)["ROUGE_L"] >= 0
+        assert json.loads((folder / "evaluation.json").read_text())["machine"]["dtype"] == dtype
+
+
+def test_the_final_evaluation_uses_the_commands_dtype(world, tmp_path):
+    train_module.main(["--model", str(world / "model"), "--data", str(world / "data"), "--out", str(tmp_path / "run"), "--max_steps", "1",
+                       "--max_new_tokens", "3", "--dtype", "fp32", "--device", "cpu"])  # fmt: skip
+    assert json.loads((tmp_path / "run" / "evaluation.json").read_text())["machine"]["dtype"] == "fp32"
+
+
+def test_each_command_of_the_readme_has_a_folder_of_its_own(monkeypatch, world):
+    if not os.environ.get("TIKTOKEN_CACHE_DIR") and not (SHARED / "tiktoken_cache").exists():
+        monkeypatch.setattr("settings.load_tokenizer", lambda name: load_tokenizer(str(world / "model")))
+    elif not os.environ.get("TIKTOKEN_CACHE_DIR"):
+        monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(SHARED / "tiktoken_cache"))
+    parser = argparse.ArgumentParser()
+    add_flags(parser)
+    commands = re.findall(r"^(?:pip .*&& )?python train\.py(.*?)(?:#.*)?$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    runs = [Settings(**vars(parser.parse_args(shlex.split(c)))).resolve() for c in commands if "--help" not in c]
+    runs += [Settings(seed=5).resolve(), Settings(loss="token").resolve()]
+    assert len(runs) > 6 and runs[0].out == "runs/gpt2-prefix5"
+    assert len({run.out for run in runs}) == len(runs)
+    assert all(re.fullmatch(r"runs/[\w.-]+", run.out) for run in runs)
+
+
+def test_settings_that_contradict_each_other_are_refused(settings):
+    for wrong, said in (
+        ({"mode": "finetune", "prefix_len": 5}, "fine-tuning has none"), ({"mode": "finetune", "no_reparam": True}, "fine-tuning has none"),
+        ({"init_text": " "}, "--init_text is empty"), ({"init_text": "Italian food", "prefix_len": 1}, "leave --prefix_len out"),
+        ({"warmup_steps": 24}, "--warmup_steps 24: the run has only 24 steps"),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=said):
+            Training(settings(**wrong).resolve(), False)
+
+
+def test_an_overlong_test_table_is_found_before_training(settings, tmp_path, world):
+    data = write_data(tmp_path / "data")
+    with open(data / "src1_test.txt", "a", encoding="utf-8") as file:
+        file.write("name : " + "x " * 150 + "||Too long .\n")
+    with pytest.raises(InputError, match="name : x x x"):
+        train(settings(data=str(data)), evaluates=True)
+    assert not Path(settings().out).exists()
+
+
+def test_a_gradient_that_is_not_finite_ends_the_run_and_leaves_the_weights(settings):
+    s = settings().resolve()
+    model, prefix = start_model(s)
+    prefix.rows.p_prime.register_hook(lambda gradient: gradient * math.inf)  # an overflow that the loss does not show
+    before = [p.clone() for p in prefix.parameters()]
+    optimizer = torch.optim.AdamW(prefix.parameters(), lr=1.0)
+    encoded = encode(load_tokenizer(s.model), load_split(s.data, "train")[:4], 150)
+    _, norm = update(model, prefix, optimizer, encoded, 1.0, s, 400)
+    assert not math.isfinite(norm) and all(torch.equal(a, b) for a, b in zip(before, prefix.parameters()))
+
+
+def test_words_are_fitted_by_the_mlp_before_training(settings, capsys):
+    train(settings(init_text="Italian food", max_steps=1))
+    left = float(re.search(r"mean squared error ([\d.]+)", capsys.readouterr().out)[1])
+    s = settings(init_text="Italian food").resolve()
+    model = load_gpt2(s.model)
+    torch.manual_seed(s.seed)
+    unfitted = MODES["prefix"](model.config, s.prefix_len, s.mid_dim)
+    target = keys_values(model, model.wte(torch.tensor(load_tokenizer(s.model).encode_ordinary(" Italian food")))).flatten(1)
+    assert 0 < left < 0.9 * (unfitted.rows() - target).square().mean().item()
 
 
 # ----------------------------------------------------------------------------- the files it writes
