@@ -12,6 +12,7 @@
 import csv
 import dataclasses
 import json
+import os
 from pathlib import Path
 
 import torch
@@ -172,6 +173,8 @@ class CsvLog:
         try:
             with open(self.path, "a", newline="", encoding="utf-8") as file:
                 csv.writer(file, lineterminator="\n").writerow(row)
+                file.flush()
+                os.fsync(file.fileno())  # a checkpoint must never be newer than its log
         except OSError as error:
             raise InputError(f"{self.path} was not written: {explain_os_error(error)}") from None
 

@@ -155,7 +155,7 @@ def add_flags(parser: argparse.ArgumentParser, names: tuple[str, ...] | None = N
         about, help = field.metadata, field.metadata["help"]
         if default is not None:
             help = re.sub(r" \(default: .*\)$", "", help) + f" (default: {default})"
-        elif field.default not in (None, False) and "(default" not in help:
+        elif field.default is not None and field.default is not False and "(default" not in help:
             help += f" (default: {field.default})"
         options = {"help": help.replace("%", "%%")}
         if about["type"] is bool:

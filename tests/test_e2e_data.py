@@ -121,6 +121,13 @@ def test_a_vocabulary_of_its_own_is_read_through_tiktoken(world, monkeypatch):
     assert os.environ["TIKTOKEN_CACHE_DIR"] == "/nowhere"
 
 
+def test_the_hubs_names_for_the_vocabularys_files_are_known_too(world, tmp_path):
+    for ours, hubs in (("vocab.bpe", "merges.txt"), ("encoder.json", "vocab.json"), ("config.json", "config.json")):
+        (tmp_path / hubs).write_bytes((world / "model" / ours).read_bytes())
+    text = " name : Café Ruby | food : Thai"
+    assert load_tokenizer(str(tmp_path)).encode_ordinary(text) == load_tokenizer(str(world / "model")).encode_ordinary(text)
+
+
 # ----------------------------------------------------------------------------- batches
 
 

@@ -1,19 +1,24 @@
 """evaluate.py: the table it prints, the files it writes, scoring any outputs against any references."""
 
 import json
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 import evaluate
 import metrics
 from beam import beam_search
-from evaluate import PUBLISHED, decode, evaluate_run, main, newline_tokens, print_table
+from evaluate import PERCENT, PUBLISHED, decode, evaluate_run, main, newline_tokens, print_table
 from files import InputError
 from e2e_data import group_references, load_split, load_tokenizer
 from runs import load_run
 from settings import Settings
 from train import train
 
+ROOT = Path(__file__).resolve().parent.parent
 HYP = ["Blue Spice is a pub .", "The Mill serves Thai food ."]
 REFS = [["Blue Spice is a cheap pub .", "A pub called Blue Spice ."], ["The Mill serves Thai food .", "Thai food at The Mill ."]]
 
@@ -153,3 +158,17 @@ def test_a_run_can_be_evaluated_from_another_folder_and_after_its_model_moved(wo
     with pytest.raises(InputError, match="unknown model '/nowhere/model'"):
         load_run(folder)
     load_run(folder, model=str(world / "model"))
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(files):
+    hyp, ref = files["blocks.txt"]
+    command = [sys.executable, str(ROOT / "evaluate.py"), "--hyp", str(hyp), "--ref", str(ref)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.close()  # as `| head` does
+    assert process.stderr.read() == "" and process.wait() == 1
+
+
+def test_the_readmes_table_is_the_published_one_that_the_program_prints():
+    rows = re.findall(r"^\| ([^|]+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \| (.+) \|$", (ROOT / "README.md").read_text(), re.M)
+    ours = [[f"{value:.{1 if name in PERCENT else 2}f}" for name, value in scores.items()] for scores in PUBLISHED.values()]
+    assert [list(row[1:6]) for row in rows] == ours and len(rows) == 6

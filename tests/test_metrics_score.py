@@ -184,7 +184,6 @@ def test_sentences_against_each_other_equal_live(live):
 
 @needs_java
 @needs_shared
-@pytest.mark.slow
 def test_all_systems_equal_live(live):
     for path in systems():
         assert_equals_live(live, *read.load(path, SHARED / "e2e" / "devset.csv")[1:])
