@@ -133,12 +133,12 @@ NOT_IN_NAME = ("mode", "model", "prefix_len", "out", "device", "log_every", "che
 
 def default_folder(given: Settings, prefix_len: int | None) -> str:
     """runs/gpt2-prefix5, runs/gpt2-finetune-seed7, ...: every flag that was given and changes the result is in the name."""
-    parts = [Path(given.model).name, given.mode + ("" if prefix_len is None else str(prefix_len))]
+    parts = [Path(given.model).resolve().name, given.mode + ("" if prefix_len is None else str(prefix_len))]
     for field in dataclasses.fields(given):
         value = getattr(given, field.name)
         if field.name in NOT_IN_NAME or value == field.default:
             continue
-        text = Path(value).name if field.name in ("data", "weights") else str(value)
+        text = Path(value).resolve().name if field.name in ("data", "weights") else str(value)
         text = "" if value is True else "_" + re.sub(r"[^\w.]+", "_", text).strip("_") if isinstance(value, str) else text
         parts.append(field.name + text)
     return "runs/" + "-".join(parts)
@@ -173,7 +173,7 @@ def pick_device(name: str) -> str:
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.empty(1, device=name)
+        torch.empty(1, device=name).cpu()
     except (RuntimeError, AssertionError, ImportError) as error:  # PyTorch says "not compiled with" in either way
         raise InputError(f"--device {name} cannot be used here: {str(error).splitlines()[0]}") from None
     return name
