@@ -2,6 +2,7 @@
 
 import doctest
 import json
+import random
 import shutil
 from pathlib import Path
 
@@ -10,7 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import metrics
+from e2e_data import group_references, read_examples
 from metrics import meteor, mteval, ptb, read
+from test_metrics_meteor import OTHER_TEXTS, shuffled
 
 TESTS = Path(__file__).resolve().parent
 SHARED = TESTS.parents[1] / "shared"
@@ -94,7 +97,6 @@ needs_shared = pytest.mark.skipif(not systems(), reason="the 20 systems' outputs
 @needs_shared
 def test_all_systems_equal_the_reference_save_meteor(without_meteor, monkeypatch):
     # The references are the same for all: tokenise and count them once.
-    segments = {}
     texts_of = lambda path: read.load(path, SHARED / "e2e" / "devset.csv")  # noqa: E731
     references = texts_of(systems()[0]).references
     tokens = {text: mteval.tokenize(text) for texts in references for text in texts}
@@ -187,6 +189,25 @@ def test_sentences_against_each_other_equal_live(live):
 def test_all_systems_equal_live(live):
     for path in systems():
         assert_equals_live(live, *read.load(path, SHARED / "e2e" / "devset.csv")[1:])
+
+
+@needs_java
+@needs_shared
+@pytest.mark.parametrize("name", ["src1_test.txt", "testset_w_refs.csv"])
+def test_e2es_references_against_each_other_equal_live(live, name):
+    """Tokenised and raw: a table's last sentence as the output, the others as its references."""
+    groups = [texts for texts in group_references(read_examples(SHARED / "e2e" / name)).values() if len(texts) > 1]
+    assert_equals_live(live, [texts[-1] for texts in groups], [texts[:-1] for texts in groups])
+
+
+@needs_java
+def test_texts_of_other_kinds_equal_live(live):
+    """News, dialogue, prices, URLs, quotes, unicode, up to 200 words; the references are the text with words moved, dropped, changed."""
+    chosen = random.Random(5)
+    vocabulary = " ".join(OTHER_TEXTS).split()
+    lines = [*OTHER_TEXTS, *(" ".join(chosen.choices(vocabulary, k=n)) for n in (1, 1, 2, 40, 120, 200) for _ in range(10))]
+    references = [[shuffled(chosen, line, vocabulary) for _ in range(chosen.randint(1, 4))] for line in lines]
+    assert_equals_live(live, lines, references)
 
 
 # ------------------------------------------------------------------------- the interface

@@ -16,7 +16,7 @@ from tiny import write_config
 import weights
 from files import InputError
 from gpt2 import CONFIGS, GPT2, GPT2Config
-from weights import check_shapes, load_config, load_gpt2, read_checkpoint, read_safetensors, read_tensorflow, write_safetensors
+from weights import check_shapes, load_config, load_gpt2, read_safetensors, read_tensorflow, write_safetensors
 
 TENSORFLOW = Path(__file__).parent / "fixtures" / "tensorflow"
 INDEX, DATA = weights.TF_FILES
