@@ -156,9 +156,15 @@ class Prefix(nn.Module):
 
     def drop_mlp(self) -> "Prefix":
         """The same prefix without P' and the MLP: what is left after training."""
-        plain = type(self)(self.config, self.prefix_len, mid_dim=0)
-        plain.rows.direct.data = self.rows().detach().clone()
-        return plain
+        return self.of_rows(self.config, self.rows().detach().clone())
+
+    @classmethod
+    def of_rows(cls, config: GPT2Config, rows: Tensor) -> "Prefix":
+        """The prefix whose rows [P, row_size] are known. Draws no random numbers, on which a resumed run depends."""
+        with torch.device("meta"):
+            prefix = cls(config, len(rows), mid_dim=0)
+        prefix.rows.direct = nn.Parameter(rows)
+        return prefix
 
     def save(self, path: Path, metadata: dict[str, str] | None = None) -> None:
         """Write the prefix, P * row_size numbers in fp32, as a safetensors file.
@@ -264,6 +270,4 @@ def load_prefix(path: Path, config: GPT2Config) -> Prefix:
         raise InputError(
             f"{path} was made for {metadata.get('made_for')}, but this model has {shape_of(config)}: use the model it was trained with"
         )
-    prefix = MODES[mode](config, len(values), mid_dim=0)
-    prefix.rows.direct.data = values.float().clone()
-    return prefix
+    return MODES[mode].of_rows(config, values.float().clone())

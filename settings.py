@@ -1,6 +1,6 @@
 """The settings of a run, which are the flags of the command line, and what they become on the machine at hand.
 
-The defaults are the paper's row for E2E (appendix, table 6): what `python train.py` does without flags. Where the paper's
+The defaults are the paper's settings for E2E: what `python train.py` does without flags. Where the paper's
 prefix and fine-tuning differ, or the machine decides, the default is None or "auto" and `Settings.resolve` fills it in.
 """
 

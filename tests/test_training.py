@@ -180,7 +180,7 @@ def kill_after(monkeypatch, step: int) -> None:
 
 @pytest.mark.parametrize("changes", [
     {"mode": "prefix"}, {"mode": "embedding"}, {"mode": "infix"}, {"mode": "finetune"}, {"init_text": "Italian food"},
-    {"grad_accum": 3, "keep": "best", "valid_every": 4}, {"dtype": "bf16"}, {"no_reparam": True, "train_examples": 117},
+    {"grad_accum": 3, "keep": "best", "valid_every": 4}, {"dtype": "bf16"}, {"dropout": 0.1}, {"no_reparam": True, "train_examples": 117},
 ])  # fmt: skip
 def test_killed_at_arbitrary_steps_and_resumed_gives_the_same_bits(settings, tmp_path, monkeypatch, changes):
     s = settings(checkpoint_every=5, log_every=3, out=str(tmp_path / "whole"), **changes)
