@@ -387,6 +387,19 @@ def test_the_samples_are_the_best_and_the_worst_with_their_slot_errors(world, ma
         assert f"table      {row['table']}\n    output     {row['output']}\n" in sheet
 
 
+def test_without_meteors_tables_there_is_a_dash_and_the_samples_go_by_rouge(world, made, tmp_path, monkeypatch):
+    monkeypatch.setattr(metrics.meteor, "available", lambda: "no tables here")
+    groups = group_references(load_split(str(world / "data"), "test"))
+    outputs = (made / "tiny" / "outputs" / "finetune-seed1.txt").read_text().split("\n")[:-1]
+    checked = [SlotChecker(groups).check(source, output) for source, output in zip(groups, outputs)]
+    values = sorted(s["ROUGE_L"] for s in metrics.score(outputs, list(groups.values()), per_segment=True)["segments"])
+    samples = record.pick_samples(groups, outputs, checked)
+    assert {row["score"] for row in samples} == {"ROUGE_L"} and float(samples[0]["value"]) == pytest.approx(values[-1], abs=1e-4)
+    write_rows(tmp_path / "runs.csv", COLUMNS, [row | {"METEOR": ""} for row in read_runs(made / "tiny").values()])
+    row = next(line for line in report.main_table(report.summarise(tmp_path)).splitlines() if line.startswith("| fine-tune |"))
+    assert [cell.strip() for cell in row.split("|")][6] == "–"
+
+
 def test_without_matplotlib_there_are_tables_and_no_figures(made, tmp_path, monkeypatch, capsys):
     shutil.copytree(made / "tiny", tmp_path / "tiny", ignore=shutil.ignore_patterns("*.md", "figures"))
     monkeypatch.delitem(sys.modules, "experiments.figures")
