@@ -89,6 +89,16 @@ class KVCache:
         self.used[layer] = end
         return k_memory[:, :, :end], v_memory[:, :, :end]
 
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        """Add k, v; returns what the queries q, the newest T tokens, find among all entries: each [B, H, T, D].
+
+        mask [B or 1, 1, T, length + T] as in GPT2.forward. PyTorch's own attention: without gradients one fused operation.
+        """
+        k, v = self.append(layer, k, v)  # [B, H, S, D]
+        if mask is None and q.size(2) > 1:
+            mask = causal_mask(q.size(2), k.size(2), q.device)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
     def select(self, rows: Tensor) -> None:
         """Keep these rows of the batch, in this order, repeats allowed: [B] -> [len(rows)]."""
         n, used = len(rows), self.length
@@ -153,7 +163,8 @@ class Attention(nn.Module):
         if self.kv_hook is not None and (cache is None or self.layer == len(cache.layers)):
             k, v = self.kv_hook(k, v)  # [B, H, E + T, D]
         if cache is not None:
-            k, v = cache.append(self.layer, k, v)  # [B, H, S, D]
+            y = cache.attend(self.layer, q, k, v, mask)  # [B, H, T, D]
+            return self.c_proj(y.transpose(1, 2).reshape(B, T, C))
         S = k.size(2)
         scores = (q / math.sqrt(q.size(-1))) @ k.transpose(-2, -1)  # [B, H, T, S]
         if mask is None and T > 1:  # (one new token may see everything)

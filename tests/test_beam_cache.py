@@ -1,0 +1,115 @@
+"""The cache of beam search: beams share what they have in common, and each sees its own past alone."""
+
+import pytest
+import torch
+from tiny import lively
+
+from beam import BeamCache, beam_search
+from gpt2 import GPT2, GPT2Config
+from prefix import MODES
+
+CONFIG = GPT2Config(n_layer=3, n_head=2, n_embd=32, n_positions=80, vocab_size=23)
+END = CONFIG.vocab_size - 1
+
+
+def make(mode: str | None, seed: int) -> GPT2:
+    """A GPT-2 with random weights, behind a random prefix of 4."""
+    model = lively(GPT2(CONFIG), seed).eval()
+    if mode:
+        torch.manual_seed(seed)
+        MODES[mode](CONFIG, prefix_len=4, mid_dim=8).attach(model)
+    return model
+
+
+def random_prompts(lengths: tuple[int, ...], seed: int) -> list[list[int]]:
+    """Prompts as the data have them: the last token is the separator."""
+    generator = torch.Generator().manual_seed(seed)
+    return [[*torch.randint(0, END, (n - 1,), generator=generator).tolist(), END] for n in lengths]
+
+
+@pytest.mark.parametrize("mode", [None, *MODES])
+@pytest.mark.parametrize("lengths", [(6, 6, 6), (3, 9, 5)], ids=["equal lengths", "padded"])
+@torch.no_grad()
+def test_beams_that_branch_die_and_leave_go_on_as_if_each_were_read_anew(mode, lengths):
+    """Beams drawn at random. Beside each step: the prompt and what this beam has read, without a cache."""
+    model, prompts, generator = make(mode, 0), random_prompts(lengths, 1), torch.Generator().manual_seed(2)
+    S, cache = max(lengths), BeamCache(room=3 * 12)
+    model(torch.tensor([prompt + [END] * (S - len(prompt)) for prompt in prompts]), cache=cache)
+    real = torch.ones(3, cache.length, dtype=torch.bool)
+    for row, n in zip(real, lengths):
+        row[cache.length - S + n :] = False
+    prompt_of, texts = [0, 1, 2], [[[]]] * 3
+    for step in range(12):
+        going_on = {4: [0, 2], 8: [1]}.get(step, list(range(len(prompt_of))))
+        beams = torch.randint(0, len(texts[0]), (len(going_on), 3), generator=generator)  # of one beam at first, then of three
+        tokens = torch.randint(0, END, beams.shape, generator=generator)
+        prompt_of, real = [prompt_of[b] for b in going_on], real[going_on]
+        texts = [[texts[b][k] + [t] for k, t in zip(*rows)] for b, *rows in zip(going_on, beams.tolist(), tokens.tolist())]
+        cache.branch(torch.tensor(going_on), beams)
+        R = tokens.numel()
+        mask = torch.cat([real.repeat_interleave(3, 0), torch.ones(R, step + 1, dtype=torch.bool)], dim=1)[:, None, None]
+        positions = torch.tensor([[lengths[b] + step] for b in prompt_of]).repeat_interleave(3, 0)
+        found = model(tokens.view(R, 1), cache=cache, positions=positions, mask=None if real.all() else mask)[:, 0]  # [R, V]
+        anew = [model(torch.tensor([prompts[b] + text]))[0, -1] for b, of_prompt in zip(prompt_of, texts) for text in of_prompt]
+        torch.testing.assert_close(found, torch.stack(anew), atol=1e-4, rtol=0)
+
+
+@torch.no_grad()
+def test_a_prompt_takes_no_more_memory_with_more_beams_and_nothing_is_copied_when_beams_change_places():
+    model, prompts = make("prefix", 0), random_prompts((30, 30), 1)
+    cache = BeamCache(room=8 * 3)
+    model(torch.tensor(prompts), cache=cache)
+    memory = cache.layers[0][0]
+    assert memory.shape == (2, CONFIG.n_head, 4 + 30 + 8 * 3, 16)  # the prefix, the prompt, 8 beams of 3 tokens
+    for step, beams in enumerate(([0] * 8, [7, 6, 5, 4, 3, 2, 1, 0], [1, 1, 1, 1, 2, 2, 0, 7])):
+        written = memory[:, :, : cache.length].clone()
+        cache.branch(torch.tensor([0, 1]), torch.tensor([beams, beams]))
+        model(torch.zeros(16, 1, dtype=torch.long), cache=cache, positions=torch.full((16, 1), 30 + step))
+        assert cache.length == 4 + 30 + 8 * (step + 1) and cache.layers[0][0] is memory
+        assert torch.equal(memory[:, :, : written.size(2)], written)
+
+
+def spelled_out(model: GPT2, prompt: list[int], K: int, max_new: int) -> tuple[list[int], int]:
+    """Beam search without cache or batch, length_norm="none": the best text, and the steps that it took to find it."""
+    running, ended = [(0.0, [])], []
+    for n in range(1, max_new + 1):
+        log_p = model(torch.tensor([prompt + ids for _, ids in running]))[:, -1].log_softmax(-1)  # [beams, V]
+        everything = [(score + p, [*ids, t]) for (score, ids), row in zip(running, log_p.tolist()) for t, p in enumerate(row)]
+        everything.sort(key=lambda pair: -pair[0])
+        ended += [(score, ids) for score, ids in everything[:K] if ids[-1] == END or n == max_new]
+        ended = sorted(ended, key=lambda pair: -pair[0])[:K]
+        running = [pair for pair in everything if pair[1][-1] != END][:K]
+        if len(ended) == K and running[0][0] <= ended[-1][0]:
+            break
+    return [t for t in ended[0][1] if t != END], n
+
+
+@pytest.mark.parametrize("mode", [None, *MODES])
+@torch.no_grad()
+def test_the_beams_of_random_models_are_those_of_the_search_spelled_out(mode):
+    """Prompts of different lengths, whose searches end at different steps; one beam and several; one token and many."""
+    steps = set()
+    for seed in range(6):
+        model = make(mode, seed)
+        end = model.wte.weight[END]
+        model.ln_f.bias.add_(end / end.square().sum())  # the end token's logit + 1, so that most texts end by themselves
+        prompts = random_prompts((4, 11, 7, 7, 2), seed)
+        for K, max_new in ((5, 12), (3, 12), (1, 12), (4, 1)):
+            expected = [spelled_out(model, prompt, K, max_new) for prompt in prompts]
+            assert beam_search(model, prompts, END, K, max_new, "none") == [ids for ids, _ in expected], (seed, K)
+            steps |= {n for _, n in expected if K > 1}
+    assert len(steps) > 5  # so they did leave the batch one after the other
+
+
+@torch.no_grad()
+def test_in_bf16_the_shared_cache_is_as_near_to_fp32_as_reading_anew():
+    model, prompt, tokens = make("prefix", 3), random_prompts((12,), 3)[0], torch.tensor([[3], [7], [1], [5]])
+    exact = model(torch.cat([torch.tensor([prompt] * 4), tokens], dim=1))[:, -1]
+    with torch.autocast("cpu", torch.bfloat16):
+        anew = model(torch.cat([torch.tensor([prompt] * 4), tokens], dim=1))[:, -1]
+        cache = BeamCache(room=4)
+        model(torch.tensor([prompt]), cache=cache)
+        cache.branch(torch.tensor([0]), torch.zeros(1, 4, dtype=torch.long))
+        shared = model(tokens, cache=cache, positions=torch.full((4, 1), 12))[:, 0]
+    assert cache.layers[0][0].dtype == torch.bfloat16 and shared.dtype == torch.float32
+    assert (shared - exact).abs().max() < 2 * (anew - exact).abs().max()
