@@ -105,7 +105,9 @@ def evaluate_run(folder: str | Path, batch_size: int = 16, split: str = "test", 
     searched = {name: getattr(settings, name) for name in ("beam_size", "length_norm", "max_new_tokens")}
     other = [f"{name}_{value}" for name, value in searched.items() if value != getattr(own, name)]
     ending = "-".join(["", *([] if split == "test" else [split]), *other])
-    references = "the paper's tokenised files" if settings.data is None else str(find_split(Path(settings.data), split))
+    references = {None: "the paper's tokenised files", "mini": "the sample tables' own"}.get(settings.data)
+    if references is None:
+        references = str(find_split(Path(settings.data), split))
     with write_whole(folder / f"outputs{ending}.txt") as file:
         file.writelines(text + "\n" for text in outputs)
     write_json(folder / f"scores{ending}.json", scores)
@@ -114,7 +116,7 @@ def evaluate_run(folder: str | Path, batch_size: int = 16, split: str = "test", 
         "decoding_seconds": round(seconds, 1), "machine": describe_machine(settings), "signature": metrics.signature(),
     })  # fmt: skip
     print(f"{len(outputs)} tables decoded in {seconds:.0f} s (beam {settings.beam_size}, length_norm {settings.length_norm})")
-    print_table({f"this run: {folder.name}": scores}, references)
+    print_table({f"this run: {folder.name}": scores}, references, beside={} if settings.data == "mini" else PUBLISHED)
     for (source, targets), output in list(zip(groups.items(), outputs))[:3]:
         print(f"\n  table      {source}\n  reference  {targets[0]}\n  output     {output}")
     return scores
@@ -159,16 +161,16 @@ def score_files(hyp: Path, ref: Path, src: Path | None = None, segments: Path | 
     return result["corpus"]
 
 
-def print_table(rows: dict[str, dict[str, float]], references: str) -> None:
-    """Our rows above the published ones; a score that could not be computed is a dash, with the reason below."""
-    width = max(len(name) for name in (*rows, *PUBLISHED))
+def print_table(rows: dict[str, dict[str, float]], references: str, beside: dict[str, dict[str, float]] = PUBLISHED) -> None:
+    """Our rows above those `beside`; a score that could not be computed is a dash, with the reason below."""
+    width = max(len(name) for name in (*rows, *beside))
     print("\n" + " " * width + "".join(f"{column:>11}" for column in COLUMNS))
     for name, scores in rows.items():
         scaled = {key: 100 * value if key in PERCENT else value for key, value in scores.items()}
         print(format_row(name, scaled, width, digits=2))
-    for name, scores in PUBLISHED.items():
+    for name, scores in beside.items():
         print(format_row(name, scores, width, digits=None))
-    print(f"\nreferences: {references}; the published rows: E2E's test set, the paper's tokenised references")
+    print(f"\nreferences: {references}" + ("; the published rows: E2E's test set, the paper's tokenised references" if beside else ""))
     print(f"signature: {metrics.signature()}")
     for name, reason in metrics.unavailable().items():
         print(f"{name} is not available: {reason}")
