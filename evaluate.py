@@ -16,6 +16,7 @@ from pathlib import Path
 import tiktoken
 
 import metrics
+import ranks
 from beam import beam_search
 from e2e_data import encode_prompt, find_split, group_references, linearise, load_split, load_tokenizer
 from files import InputError, exit_on_input_error, write_whole
@@ -60,13 +61,14 @@ def decode(
     batch_size    tables at a time. On a CPU 32 were no faster than 16 and took twice the memory, or more: the caches grow
                   from step to step, and the memory they leave behind is in pieces
     show          count the tables done, on a terminal
+    Of several ranks each decodes every N-th batch, and gets all sentences.
     """
     prompts = [encode_prompt(tokenizer, source) for source in sources]
     banned, end = newline_tokens(tokenizer), tokenizer.eot_token
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    texts = [""] * len(prompts)
+    texts: dict[int, str] = {}  # by the source's place
     began = time.monotonic()
-    for start in range(0, len(order), batch_size):
+    for start in ranks.share(range(0, len(order), batch_size)):
         batch = order[start : start + batch_size]
         with autocast(settings):
             found = beam_search(model, [prompts[i] for i in batch], end, settings.beam_size, settings.max_new_tokens,
@@ -74,10 +76,11 @@ def decode(
         for i, ids in zip(batch, found):
             texts[i] = decode_ids(tokenizer, ids)
         if show and sys.stderr.isatty():
-            done = start + len(batch)
+            done = min(start + ranks.size() * batch_size, len(order))  # the other ranks are about as far
             left = (time.monotonic() - began) / done * (len(order) - done)
             print(f"\rdecoded {done}/{len(order)} tables, {left:.0f} s left ", end="\n" if done == len(order) else "", file=sys.stderr)
-    return texts
+    texts = ranks.merged(texts)
+    return [texts[i] for i in range(len(prompts))]
 
 
 # ----------------------------------------------------------------------------- scoring
@@ -92,32 +95,45 @@ def evaluate_run(folder: str | Path, batch_size: int = 16, split: str = "test", 
     Returns the scores in the reference scorer's scale.
     """
     folder = Path(folder)
-    own = load_settings(folder)
-    settings, model = load_run(folder, **changes)
-    tokenizer = load_tokenizer(settings.model)
-    groups = group_references(load_split(settings.data, split))
-    check_room(settings, model, list(groups), tokenizer)
+    settings, model, tokenizer, groups = ranks.all_do(load_all, folder, split, changes)
     began = time.monotonic()
     outputs = decode(model, tokenizer, list(groups), settings, batch_size, show=True)
     seconds = time.monotonic() - began
-    scores = metrics.score(outputs, list(groups.values()))
+    # One rank scores: it takes seconds, fewer than it would to share out the tables of METEOR and gather the counts.
+    scores = ranks.first_does(metrics.score, outputs, list(groups.values()))
 
+    own = load_settings(folder)
     searched = {name: getattr(settings, name) for name in ("beam_size", "length_norm", "max_new_tokens")}
     other = [f"{name}_{value}" for name, value in searched.items() if value != getattr(own, name)]
     ending = "-".join(["", *([] if split == "test" else [split]), *other])
     references = "the paper's tokenised files" if settings.data is None else str(find_split(Path(settings.data), split))
-    with write_whole(folder / f"outputs{ending}.txt") as file:
-        file.writelines(text + "\n" for text in outputs)
-    write_json(folder / f"scores{ending}.json", scores)
-    write_json(folder / f"evaluation{ending}.json", {
+    about = {
         "tables": len(outputs), "references": references, **searched, "batch_size": batch_size,
         "decoding_seconds": round(seconds, 1), "machine": describe_machine(settings), "signature": metrics.signature(),
-    })  # fmt: skip
+    }  # fmt: skip
+    ranks.first_does(write_evaluation, folder, ending, outputs, scores, about)
     print(f"{len(outputs)} tables decoded in {seconds:.0f} s (beam {settings.beam_size}, length_norm {settings.length_norm})")
     print_table({f"this run: {folder.name}": scores}, references)
     for (source, targets), output in list(zip(groups.items(), outputs))[:3]:
         print(f"\n  table      {source}\n  reference  {targets[0]}\n  output     {output}")
     return scores
+
+
+def load_all(folder: Path, split: str, changes: dict) -> tuple[Settings, GPT2, tiktoken.Encoding, dict[str, list[str]]]:
+    """What is needed to decode a split with a run: settings, model, tokeniser, and the references by table."""
+    settings, model = load_run(folder, **changes)
+    tokenizer = load_tokenizer(settings.model)
+    groups = group_references(load_split(settings.data, split))
+    check_room(settings, model, list(groups), tokenizer)
+    return settings, model, tokenizer, groups
+
+
+def write_evaluation(folder: Path, ending: str, outputs: list[str], scores: dict[str, float], about: dict) -> None:
+    """The three files of an evaluation."""
+    with write_whole(folder / f"outputs{ending}.txt") as file:
+        file.writelines(text + "\n" for text in outputs)
+    write_json(folder / f"scores{ending}.json", scores)
+    write_json(folder / f"evaluation{ending}.json", about)
 
 
 def say_table(folder: str | Path, table: str, **changes) -> str:
@@ -185,6 +201,7 @@ def format_row(name: str, scores: dict[str, float], width: int, digits: int | No
 
 
 @exit_on_input_error
+@ranks.together
 def main(argv: list[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(allow_abbrev=False, description="Decode and score a run, or score outputs against references.")
@@ -212,7 +229,7 @@ def main(argv: list[str] | None = None) -> None:
         else:
             evaluate_run(given.run, given.batch_size, given.split, **changes)
     elif given.hyp and given.ref and not (given.run or changes or given.table):
-        score_files(given.hyp, given.ref, given.src, given.segments, given.scores)
+        ranks.first_does(score_files, given.hyp, given.ref, given.src, given.segments, given.scores)
     else:
         raise InputError("give either --run FOLDER and how to decode it, or --hyp FILE and --ref FILE")
 

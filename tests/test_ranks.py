@@ -1,0 +1,339 @@
+"""Two processes, started by torchrun and joined by gloo, give what one gives; and they end together, whatever ends them."""
+
+import csv
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import write_data
+
+import evaluate
+import ranks
+import train
+from files import InputError
+from settings import pick_device
+from weights import read_safetensors
+
+ROOT = Path(__file__).resolve().parent.parent
+# Puts the program in a process whose number is known, and whose files cannot grow beyond LIMIT bytes.
+CAGE = """
+import os, pathlib, resource, runpy, sys
+limit = int(os.environ.get("LIMIT", resource.RLIM_INFINITY))
+resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+pathlib.Path(__file__).with_name("pid" + os.environ["RANK"]).write_text(str(os.getpid()))
+sys.argv = sys.argv[1:]
+sys.path.insert(0, {root!r})
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.fixture
+def torchrun():
+    """torchrun(script, ...): two processes of a program; what they and torchrun print comes through one pipe."""
+    started = []
+
+    def start(script: Path, *argv, **environment) -> subprocess.Popen:
+        front = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--"]
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)} | environment
+        command = [*front, *map(str, [script, *argv])]
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8")
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.terminate()  # where a test has failed; it ends its two
+        process.communicate(timeout=60)
+
+
+@pytest.fixture(autouse=True)
+def no_meteor(monkeypatch, tmp_path):
+    """Its tables take long to load, and what is scored here does not matter."""
+    monkeypatch.setenv("METEOR_DATA", str(tmp_path / "none"))
+
+
+@pytest.fixture
+def cage(tmp_path):
+    path = tmp_path / "cage.py"
+    path.write_text(CAGE.format(root=str(ROOT)))
+    return path
+
+
+def end_of(process: subprocess.Popen) -> str:
+    """Wait for the end, which must come by itself and soon (ranks.PATIENCE is an hour); returns what was printed."""
+    return process.communicate(timeout=240)[0]
+
+
+def end_well(process: subprocess.Popen) -> str:
+    """The same; both must succeed."""
+    printed = end_of(process)
+    assert process.returncode == 0, printed
+    return printed
+
+
+def until(process: subprocess.Popen, start: str) -> str:
+    """Read what a process prints, up to a line that begins so."""
+    printed = ""
+    for line in process.stdout:
+        printed += line
+        if line.startswith(start):
+            return printed
+    raise AssertionError(printed)
+
+
+def statuses(printed: str) -> list[int]:
+    """The two exit statuses in torchrun's report, in order of size."""
+    return sorted(map(int, re.findall(r"^ +exitcode *: (-?\d+)", printed, re.MULTILINE)))
+
+
+def complaints(printed: str) -> list[str]:
+    return [line for line in printed.splitlines() if line.startswith("error: ")]
+
+
+@pytest.fixture
+def flags(world, tmp_path):
+    """flags(out, ...): a short run's command line. An epoch has four batches of 7 and one of 1, which leaves a rank without any."""
+    data = write_data(tmp_path / "data", train=29, valid=70, test=90)
+
+    def make(out: str, *more) -> list[str]:
+        line = f"--model {world / 'model'} --data {data} --out {tmp_path / out} --device cpu --dtype fp32 --mid_dim 32 --lr 1e-3"
+        line += " --batch_size 7 --epochs 4 --log_every 1 --checkpoint_every 4 --max_new_tokens 12 --beam_size 2"
+        return [*line.split(), *map(str, more)]
+
+    return make
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def assert_same_run(one: Path, two: Path) -> None:
+    """Both have learned the same numbers on the same way, to 1e-5."""
+    for file, loss, exact in (("log.csv", "loss", ("step", "epoch", "lr")), ("valid.csv", "valid_loss", ("step", "epoch", "sample"))):
+        ours, theirs = rows(one / file), rows(two / file)
+        assert len(ours) == len(theirs) > 0
+        assert [[row[name] for name in exact] for row in ours] == [[row[name] for name in exact] for row in theirs]
+        assert [float(row[loss]) for row in ours] == pytest.approx([float(row[loss]) for row in theirs], abs=1e-5)
+    norms = [[float(row["grad_norm"]) for row in rows(run / "log.csv")] for run in (one, two)]
+    assert norms[0] == pytest.approx(norms[1], abs=2e-4)  # written with four decimals
+    ours, theirs = (read_safetensors(next(run.glob("*.safetensors")))[0] for run in (one, two))
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        if name.endswith("c_attn.bias"):  # softmax cancels the keys' bias: its gradient is rounding noise, which AdamW scales up
+            C = len(ours[name]) // 3
+            ours[name][C : 2 * C] = theirs[name][C : 2 * C] = 0
+        torch.testing.assert_close(ours[name], theirs[name], atol=1e-5, rtol=0)
+
+
+def assert_same_evaluation(one: Path, two: Path, ending: str = "") -> None:
+    for file in (f"outputs{ending}.txt", f"scores{ending}.json"):
+        assert (one / file).read_bytes() == (two / file).read_bytes()
+
+
+def test_two_processes_give_the_losses_the_prefix_and_the_sentences_of_one(flags, tmp_path, torchrun):
+    train.main(flags("one", "--no_eval"))
+    printed = end_well(torchrun(ROOT / "train.py", *flags("two")))
+    assert_same_run(tmp_path / "one", tmp_path / "two")
+    shutil.copytree(tmp_path / "two", tmp_path / "copy")  # the very same prefix, so that the sentences must not differ at all
+    evaluate.main(["--run", str(tmp_path / "copy"), "--device", "cpu", "--dtype", "fp32"])
+    assert_same_evaluation(tmp_path / "two", tmp_path / "copy")
+    assert len(set((tmp_path / "two" / "outputs.txt").read_text(encoding="utf-8").splitlines())) > 1
+    written = {path.name for path in (tmp_path / "two").iterdir()} - {path.name for path in (tmp_path / "one").iterdir()}
+    assert written == {"outputs.txt", "scores.json", "evaluation.json"}
+    lines = printed.splitlines()
+    for once in ("step 3/20 ", "trained in ", "this run: two ", "signature: "):  # rank 0 prints, and only rank 0
+        assert sum(line.startswith(once) for line in lines) == 1
+    summaries = [json.loads((tmp_path / run / "summary.json").read_text()) for run in ("one", "two")]
+    assert [summary["machine"].get("processes") for summary in summaries] == [None, "2"]
+
+
+def test_fine_tuning_by_two_processes_equals_that_by_one_and_evaluate_decodes_the_same(flags, tmp_path, torchrun):
+    changes = ["--mode", "finetune", "--dropout", 0, "--grad_accum", 2, "--keep", "best", "--no_eval"]
+    train.main(flags("one", *changes))
+    end_well(torchrun(ROOT / "train.py", *flags("two", *changes)))
+    assert_same_run(tmp_path / "one", tmp_path / "two")
+
+    search = ["--batch_size", "3", "--beam_size", "3", "--split", "valid", "--device", "cpu", "--dtype", "fp32"]
+    shutil.copytree(tmp_path / "one", tmp_path / "copy")
+    evaluate.main(["--run", str(tmp_path / "one"), *search])
+    end_well(torchrun(ROOT / "evaluate.py", "--run", tmp_path / "copy", *search))
+    assert_same_evaluation(tmp_path / "one", tmp_path / "copy", "-valid-beam_size_3")
+
+
+class Killed(Exception):
+    pass
+
+
+def kill_in_step(patch, step: int) -> None:
+    update, calls = train.update, []
+
+    def until_killed(*args):
+        calls.append(1)
+        if len(calls) == step:
+            raise Killed
+        return update(*args)
+
+    patch.setattr(train, "update", until_killed)
+
+
+def test_a_run_begun_by_one_process_stopped_and_killed_as_two_and_ended_by_one_is_the_same_run(flags, tmp_path, torchrun, cage):
+    long = ["--epochs", 16, "--no_eval"]
+    train.main(flags("whole", *long))
+    with pytest.MonkeyPatch.context() as patch:
+        kill_in_step(patch, 6)
+        with pytest.raises(Killed):
+            train.main(flags("parts", *long))
+
+    process = torchrun(cage, ROOT / "train.py", *flags("parts", *long, "--resume"))
+    printed = until(process, "step 8/")
+    process.send_signal(signal.SIGTERM)  # as a cluster does; torchrun hands it on
+    printed += end_of(process)
+    assert process.returncode != 0
+    assert printed.count("resuming at step 4 of 80") == 1
+    stopped_at = re.findall(r"^checkpoint written at step (\d+) of 80$", printed, re.MULTILINE)
+    assert len(stopped_at) == 1 and 8 <= int(stopped_at[0]) < 70
+    assert printed.count("the same command with --resume goes on") == 1
+    assert torch.load(tmp_path / "parts" / "checkpoint.pt", weights_only=True)["n"] == int(stopped_at[0])
+
+    process = torchrun(cage, ROOT / "train.py", *flags("parts", *long, "--resume"))
+    until(process, f"step {int(stopped_at[0]) + 2}/")
+    for pid in [process.pid, *(int((tmp_path / f"pid{rank}").read_text()) for rank in (0, 1))]:
+        os.kill(pid, signal.SIGKILL)
+    end_of(process)
+    assert not (tmp_path / "parts" / "prefix.safetensors").exists()
+
+    train.main(flags("parts", *long, "--resume"))
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_when_one_of_two_processes_is_killed_the_other_says_so_and_ends(flags, tmp_path, torchrun, cage):
+    process = torchrun(cage, ROOT / "train.py", *flags("run", "--epochs", 4000))
+    until(process, "step 3/")
+    os.kill(int((tmp_path / "pid1").read_text()), signal.SIGKILL)
+    printed = end_of(process)
+    assert statuses(printed) == [-signal.SIGKILL, 2], printed
+    assert len(complaints(printed)) == 1 and "another process of this run has gone" in complaints(printed)[0]
+
+
+def test_bad_input_is_said_once_and_both_processes_leave_with_its_status(flags, tmp_path, torchrun):
+    with open(tmp_path / "data" / "src1_train.txt", "a", encoding="utf-8") as file:
+        file.write("no bars\n")
+    printed = end_of(torchrun(ROOT / "train.py", *flags("run")))
+    assert statuses(printed) == [2, 2], printed
+    assert len(complaints(printed)) == 1 and "src1_train.txt, line 30: no '||'" in complaints(printed)[0]
+    assert "train.py\", line" not in printed  # no traceback of ours
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_full_disk_at_the_rank_that_writes_ends_both(flags, tmp_path, torchrun, cage):
+    printed = end_of(torchrun(cage, ROOT / "train.py", *flags("run"), LIMIT="20000"))
+    assert statuses(printed) == [2, 2], printed
+    assert len(complaints(printed)) == 1 and f"{tmp_path / 'run' / 'checkpoint.pt'} was not written" in complaints(printed)[0]
+    assert [row["step"] for row in rows(tmp_path / "run" / "log.csv")] == ["1", "2", "3", "4"]
+
+
+# What only a program of two processes can test of ranks.py itself. Each assertion that fails ends it.
+INSIDE = """
+import sys
+from pathlib import Path
+import pytest, torch
+import ranks, train
+from files import InputError, exit_on_input_error
+from settings import Settings
+
+world, data, out = sys.argv[1:]
+
+def without_clock(path):
+    return [line.rsplit(",", 1)[0] for line in path.read_text().splitlines()]
+
+class Killed(Exception):
+    pass
+
+@exit_on_input_error
+@ranks.together
+def main():
+    me = ranks.rank()
+    assert ranks.size() == 2
+    assert ranks.share([5, 6, 7]) == ([5, 7] if me == 0 else [6]) and list(ranks.share(range(0, 4, 4))) == ([0] if me == 0 else [])
+    assert ranks.total(0.25 + me) == 1.5 and ranks.merged({me: str(me)}) == {0: "0", 1: "1"}
+    assert ranks.any_of(me == 1) and not ranks.any_of(False)
+    assert ranks.first_does(ranks.rank) == 0 and ranks.all_do(ranks.rank) == me
+
+    layer = torch.nn.Linear(2, 1)
+    ranks.same_start(layer)
+    assert ranks.merged({me: layer.weight.tolist()})[0] == layer.weight.tolist()
+    if me == 0:  # rank 1 had no examples
+        (3 * layer(torch.ones(1, 2))).sum().backward()
+    loss = torch.tensor(2.0 + me)
+    ranks.sum_gradients(layer.parameters(), loss)
+    assert loss == 5 and layer.weight.grad.tolist() == [[3, 3]] and layer.bias.grad.tolist() == [3]
+
+    def noise(step):
+        ranks.seed_noise(101, step)
+        return torch.rand(3).tolist()
+
+    drawn = ranks.merged({(me, step): noise(step) for step in (0, 1, 2)})
+    assert len(set(map(tuple, drawn.values()))) == 6 and noise(1) == drawn[me, 1]
+
+    def settings(name, **more):
+        return Settings(mode="finetune", dropout=0.1, model=world + "/model", data=data, out=f"{out}/{name}", device="cpu", dtype="fp32",
+                        batch_size=7, max_steps=9, log_every=1, checkpoint_every=2, max_new_tokens=4, beam_size=2, **more)
+
+    whole = train.train(settings("whole"))
+    with pytest.MonkeyPatch.context() as patch:
+        update, calls = train.update, []
+        def until_killed(*args):
+            calls.append(1)
+            if len(calls) == 6:
+                raise Killed
+            return update(*args)
+        patch.setattr(train, "update", until_killed)
+        with pytest.raises(Killed):
+            train.train(settings("killed"))
+    killed = train.train(settings("killed"), resume=True)
+    assert len(without_clock(whole / "log.csv")) == 10 and without_clock(whole / "log.csv") == without_clock(killed / "log.csv")
+    assert (whole / "model.safetensors").read_bytes() == (killed / "model.safetensors").read_bytes()
+
+    if me == 0:
+        print("all is well", flush=True)
+    def fail_at_one():
+        if me == 1:
+            raise InputError("the disk of the second machine is broken")
+    ranks.all_do(fail_at_one)
+    print("not reached")
+
+main()
+"""
+
+
+def test_shares_sums_noise_and_agreement_of_two_ranks(world, tmp_path, torchrun):
+    """And with dropout a killed run resumes to the same bits."""
+    data = write_data(tmp_path / "data", train=29)
+    (tmp_path / "inside.py").write_text(INSIDE)
+    printed = end_of(torchrun(tmp_path / "inside.py", world, data, tmp_path))
+    assert "all is well" in printed and "not reached" not in printed, printed
+    assert complaints(printed) == ["error: the disk of the second machine is broken"] and statuses(printed) == [2, 2], printed
+
+
+def test_without_torchrun_or_with_one_process_there_is_no_group(monkeypatch):
+    monkeypatch.setattr(ranks, "join", lambda: pytest.fail("a group was formed"))
+    assert ranks.together(ranks.size)() == 1
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert ranks.together(ranks.size)() == 1 and not torch.distributed.is_initialized()
+
+
+def test_each_process_takes_the_gpu_of_its_number_on_its_machine(monkeypatch):
+    assert ranks.own_gpu() == "cuda"
+    monkeypatch.setattr(ranks, "size", lambda: 2)
+    monkeypatch.setenv("LOCAL_RANK", "999")
+    with pytest.raises(InputError, match="--device cuda:999 cannot be used here"):
+        pick_device("cuda")
