@@ -31,7 +31,7 @@ import tiktoken
 import torch
 from torch import Tensor
 
-from files import InputError, cache_dir, download, read_text, sha256_of
+from files import OFFLINE, InputError, bundled, cache_dir, download, read_text, sha256_of
 from weights import load_config
 
 PAPER_FILES = "https://raw.githubusercontent.com/XiangLi1999/PrefixTuning/cleaned/data/e2e_data/{file}"
@@ -78,16 +78,20 @@ class Placed(Example):
 def load_split(folder: str | None, split: str) -> list[Example]:
     """The examples of "train", "valid" or "test", in file order.
 
-    folder  None: the paper's files, downloaded once and checked; else where the files are
+    folder  None: the paper's files, downloaded once and checked; "mini": the sample tables in this repository; else where the
+            files are
     Raises InputError for what is missing or malformed.
     """
     if folder is None:
         file = SPLIT_FILES[split][0]
-        path = download(PAPER_FILES.format(file=file), cache_dir() / "e2e" / file, sha256=SHA256[file])
+        try:
+            path = download(PAPER_FILES.format(file=file), cache_dir() / "e2e" / file, sha256=SHA256[file])
+        except InputError as error:
+            raise InputError(f"{error}. {OFFLINE}") from None
         if sha256_of(path) != SHA256[file]:
             raise InputError(f"{path} was changed since it was downloaded: delete it, or name your own data with --data FOLDER")
         return read_examples(path)
-    return read_examples(find_split(Path(folder), split))
+    return read_examples(find_split(bundled(folder, "restaurants"), split))
 
 
 def find_split(folder: Path, split: str) -> Path:
@@ -191,8 +195,8 @@ def load_tokenizer(model: str) -> tiktoken.Encoding:
     (the last of them must be the separator, by which an infix finds its place).
     """
     config = load_config(model)
-    own = [files for files in VOCABULARY_FILES if (Path(model) / files[0]).exists()]
-    tokenizer = read_tokenizer(Path(model), *own[0]) if own else published_tokenizer()
+    own = [files for files in VOCABULARY_FILES if (bundled(model) / files[0]).exists()]
+    tokenizer = read_tokenizer(bundled(model), *own[0]) if own else published_tokenizer()
     if tokenizer.n_vocab != config.vocab_size:
         raise InputError(
             f"{model} has {config.vocab_size} tokens, but the vocabulary {tokenizer.n_vocab}: put the vocab.bpe and"
@@ -209,7 +213,7 @@ def published_tokenizer() -> tiktoken.Encoding:
     except (OSError, ValueError) as error:  # no network (requests' errors are OSErrors), no permission, a damaged file
         raise InputError(
             f"GPT-2's vocabulary cannot be had ({type(error).__name__}): connect to the network once,"
-            f" or set TIKTOKEN_CACHE_DIR (now {os.environ['TIKTOKEN_CACHE_DIR']}) to a folder where tiktoken has kept it"
+            f" or set TIKTOKEN_CACHE_DIR (now {os.environ['TIKTOKEN_CACHE_DIR']}) to a folder where tiktoken has kept it. {OFFLINE}"
         ) from None
 
 
@@ -290,21 +294,23 @@ class Batch:
     """Examples side by side, padded on the right (causality keeps padding out of all that counts)."""
 
     tokens: Tensor  # [B, T]
-    at: Tensor  # [N] indices into the B * T positions: those whose next token is scored
-    targets: Tensor  # [N] these next tokens
+    at: Tensor  # [M] indices into the B * T positions: those whose next token is scored
+    targets: Tensor  # [M] these next tokens
+    real: Tensor  # [N] indices into the B * T positions: those that hold no padding
 
     def to(self, device) -> "Batch":
         """The same batch on a device."""
-        return Batch(*(t.to(device, non_blocking=True) for t in (self.tokens, self.at, self.targets)))
+        return Batch(*(t.to(device, non_blocking=True) for t in (self.tokens, self.at, self.targets, self.real)))
 
 
 def collate(examples: list[Encoded], pad: int) -> Batch:
     """Put encoded examples into one batch. The id at position t + 1 is the target of position t."""
     T = max(len(ids) for ids, _ in examples)
     tokens = torch.tensor([ids + [pad] * (T - len(ids)) for ids, _ in examples])  # [B, T]
-    at = torch.tensor([row * T + t for row, (ids, n) in enumerate(examples) for t in range(n - 1, len(ids) - 1)])  # [N]
-    targets = torch.tensor([token for ids, n in examples for token in ids[n:]])  # [N]
-    return Batch(tokens, at, targets)
+    at = torch.tensor([row * T + t for row, (ids, n) in enumerate(examples) for t in range(n - 1, len(ids) - 1)])  # [M]
+    targets = torch.tensor([token for ids, n in examples for token in ids[n:]])  # [M]
+    real = torch.tensor([row * T + t for row, (ids, _) in enumerate(examples) for t in range(len(ids))])  # [N]
+    return Batch(tokens, at, targets, real)
 
 
 def epoch_order(n: int, seed: int, epoch: int) -> list[int]:

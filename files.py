@@ -22,6 +22,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 CHUNK = 1 << 20  # bytes read at a time
+MINI = Path(__file__).resolve().parent / "mini"  # the small model and the sample tables that come with the code
+OFFLINE = "Without a network this runs: python train.py --mode prefix --prefix_len 5 --model mini --data mini"
 
 
 class InputError(Exception):
@@ -130,6 +132,11 @@ def cache_dir() -> Path:
     """Where downloads are kept: $PREFIX_TUNING_CACHE, or ~/.cache/prefix-tuning."""
     folder = os.environ.get("PREFIX_TUNING_CACHE")
     return Path(folder).expanduser() if folder else Path.home() / ".cache" / "prefix-tuning"
+
+
+def bundled(name: str, inside: str = "") -> Path:
+    """The folder that the user names: "mini" is the one in this repository (or its folder `inside`), all else a path."""
+    return MINI / inside if name == "mini" else Path(name)
 
 
 def sha256_of(path: Path) -> str:

@@ -14,14 +14,15 @@ Two things are here that a plain GPT-2 would not need:
 
 * a hook on each attention layer's keys and values (`Attention.kv_hook`). GPT-2 itself knows
   nothing of prefixes; `prefix.py` uses the hook to put learned keys and values in front;
-* `at`, to compute logits only where they are needed. The product with the 50,257 rows of `wte` is
-  a third of GPT-2 small's arithmetic, and the loss needs it at half of the positions.
+* `at`, `real` and `targets`, to compute only what is needed. The product with the 50,257 rows of `wte` is
+  a third of GPT-2 small's arithmetic, and the loss needs it at half of the positions; a quarter of a batch of
+  sentences of different lengths is padding.
 
 Parameters have the names and the shapes of the published checkpoints, so `weights.py` copies them
 key by key. Left out: everything that only pretraining at scale needs.
 
 Shapes: B batch, T tokens, E entries that a hook put in front, S keys seen (E + past + T), H heads,
-D head size, C = H * D width, V vocabulary.
+D head size, C = H * D width, V vocabulary, N tokens that are no padding.
 """
 
 import math
@@ -100,6 +101,23 @@ class KVCache:
                 self.layers[layer] = tuple(memory.index_select(0, rows) for memory in memories)
 
 
+@dataclass
+class Padded:
+    """Where the tokens of a padded batch stand: everything but attention is computed for these N alone."""
+
+    B: int
+    T: int
+    real: Tensor  # [N] indices into the B * T places, rising
+
+    def spread(self, x: Tensor) -> Tensor:
+        """[N, C] -> [B, T, C], zeros where the padding is (no query that counts looks there)."""
+        return x.new_zeros(self.B * self.T, x.size(-1)).index_copy_(0, self.real, x).view(self.B, self.T, -1)
+
+    def collect(self, y: Tensor) -> Tensor:
+        """[B, T, C] -> [N, C]."""
+        return y.flatten(0, 1).index_select(0, self.real)
+
+
 class Projection(nn.Module):
     """y = x W + b, with W [n_in, n_out] the way round OpenAI stored it (nn.Linear keeps its transpose)."""
 
@@ -125,23 +143,27 @@ class Attention(nn.Module):
         # in their place, [B, H, E + T, D] with E entries of its own in front (a cache remembers them).
         self.kv_hook: KVHook | None = None
 
-    def forward(self, x: Tensor, mask: Tensor | None, cache: KVCache | None) -> Tensor:
-        B, T, C = x.shape
-        q, k, v = self.c_attn(x).split(C, dim=-1)  # each [B, T, C]
+    def forward(self, x: Tensor, mask: Tensor | None, cache: KVCache | None, padded: Padded | None) -> Tensor:
+        qkv = self.c_attn(x)  # [B, T, 3 C], or [N, 3 C]
+        if padded is not None:
+            qkv = padded.spread(qkv)  # [B, T, 3 C]
+        B, T, C = *qkv.shape[:2], x.size(-1)
+        q, k, v = qkv.split(C, dim=-1)  # each [B, T, C]
         q, k, v = (t.view(B, T, self.n_head, -1).transpose(1, 2) for t in (q, k, v))  # each [B, H, T, D]
         if self.kv_hook is not None and (cache is None or self.layer == len(cache.layers)):
             k, v = self.kv_hook(k, v)  # [B, H, E + T, D]
         if cache is not None:
             k, v = cache.append(self.layer, k, v)  # [B, H, S, D]
         S = k.size(2)
-        scores = q @ k.transpose(-2, -1) / math.sqrt(q.size(-1))  # [B, H, T, S]
+        scores = (q / math.sqrt(q.size(-1))) @ k.transpose(-2, -1)  # [B, H, T, S]
         if mask is None and T > 1:  # (one new token may see everything)
             mask = causal_mask(T, S, x.device)
         if mask is not None:  # added, not filled in: then the backward pass has nothing to do for it
             scores = scores + torch.zeros_like(mask, dtype=scores.dtype).masked_fill(~mask, -torch.inf)
         weights = F.dropout(F.softmax(scores, dim=-1), self.dropout, self.training)
         y = weights @ v  # [B, H, T, D]
-        y = self.c_proj(y.transpose(1, 2).reshape(B, T, C))
+        y = y.transpose(1, 2).reshape(B, T, C)
+        y = self.c_proj(y if padded is None else padded.collect(y))
         return F.dropout(y, self.dropout, self.training)
 
 
@@ -177,9 +199,36 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(config.n_embd, eps=1e-5)
         self.mlp = MLP(config, dropout)
 
-    def forward(self, x: Tensor, mask: Tensor | None, cache: KVCache | None) -> Tensor:
-        x = x + self.attn(self.ln_1(x), mask, cache)
+    def forward(self, x: Tensor, mask: Tensor | None, cache: KVCache | None, padded: Padded | None) -> Tensor:
+        x = x + self.attn(self.ln_1(x), mask, cache, padded)
         return x + self.mlp(self.ln_2(x))
+
+
+class SummedLoss(torch.autograd.Function):
+    """- sum_i log p_i[y_i] with p = softmax(x W^T), and its gradient at once:
+
+        dx = (p - onehot(y)) W        dW = (p - onehot(y))^T x
+
+    PyTorch's own cross entropy keeps logits and probabilities, [M, V], for the backward pass, four copies in all. Here there
+    is one, in which logits become p - onehot(y), on a CPU a few rows at a time, so that these stay in its cache.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+        table = x @ weight.t()  # logits [M, V]
+        loss = x.new_zeros((), dtype=torch.promote_types(x.dtype, torch.float32))
+        for rows, y in zip(*(t.split(16 if x.device.type == "cpu" else len(x)) for t in (table, targets.unsqueeze(1)))):
+            p = rows.to(torch.promote_types(rows.dtype, torch.float32)).log_softmax(dim=1)
+            loss -= p.gather(1, y).sum()
+            p.exp_().scatter_add_(1, y, torch.full_like(y, -1, dtype=p.dtype))  # p - onehot(y)
+            rows.copy_(p)
+        ctx.save_for_backward(table @ weight, table.t() @ x if weight.requires_grad else None)
+        return loss
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        dx, dw = ctx.saved_tensors
+        return grad * dx, None if dw is None else grad * dw, None
 
 
 class GPT2(nn.Module):
@@ -194,6 +243,8 @@ class GPT2(nn.Module):
         self.wpe = nn.Embedding(config.n_positions, config.n_embd)
         self.h = nn.ModuleList(Block(config, layer, dropout) for layer in range(config.n_layer))
         self.ln_f = nn.LayerNorm(config.n_embd, eps=1e-5)
+        # wte once more, in bf16, where it is frozen: autocast would round its 39 million numbers anew in each step.
+        self.register_buffer("head", None, persistent=False)
 
     def forward(
         self,
@@ -204,8 +255,10 @@ class GPT2(nn.Module):
         positions: Tensor | None = None,
         mask: Tensor | None = None,
         at: Tensor | None = None,
+        real: Tensor | None = None,
+        targets: Tensor | None = None,
     ) -> Tensor:
-        """Logits of the next token.
+        """Logits of the next token, or the loss.
 
         tokens     [B, T] ids
         cache      what was read before; these tokens are added to it
@@ -213,9 +266,12 @@ class GPT2(nn.Module):
         mask       [B or 1, 1, T, S] booleans, which of the S keys each query may see;
                    None: all that is in front of it, and itself. Tokens padded on the right need no
                    mask, since nothing that counts looks at them
-        at         [N] indices into the B * T positions; None: all of them
+        at         [M] indices into the B * T positions where logits are wanted; None: all of them
+        real       [N] indices, rising, of the tokens that are no padding; None: all of them. With it `at` is needed
+        targets    [M] the tokens that follow there
 
-        Returns [B, T, V], or with `at` [N, V]; in fp32 where no gradient is wanted (see `logits`).
+        Returns logits [B, T, V], or with `at` [M, V], in fp32 where no gradient is wanted (see `logits`);
+        with `targets` the sum of - log p(target) in nats.
         Raises ValueError when the context is too short.
         """
         if positions is None:
@@ -223,21 +279,26 @@ class GPT2(nn.Module):
             if start + tokens.size(1) > self.config.n_positions:
                 raise ValueError(f"{start + tokens.size(1)} tokens do not fit into GPT-2's context of {self.config.n_positions}")
             positions = torch.arange(start, start + tokens.size(1), device=tokens.device)
-        x = self.run(self.embed(tokens, positions), mask, cache)  # [B, T, C]
+        padded = None
+        if real is not None:
+            padded = Padded(*tokens.shape, real)
+            positions = positions.expand(tokens.shape).flatten()[real]  # [N]
+            tokens, at = tokens.flatten()[real], torch.searchsorted(real, at)  # [N], and places among the N
+        x = self.run(self.embed(tokens, positions), mask, cache, padded)  # [B, T, C], or [N, C]
         if at is not None:
-            x = x.flatten(0, 1).index_select(0, at)  # [N, C]
-        return self.logits(x)
+            x = x.view(-1, x.size(-1)).index_select(0, at)  # [M, C]
+        return self.logits(x) if targets is None else self.loss(x, targets)
 
     def embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
-        """x_0 of tokens [B, T] at positions [T] or [B, T]: [B, T, C]."""
+        """x_0 of tokens [B, T] at positions [T] or [B, T]: [B, T, C] (or of [N] tokens at [N] positions)."""
         if positions.device.type == "cpu" and positions.max() >= self.config.n_positions:  # (a GPU would have to be waited for)
             raise ValueError(f"position {positions.max()} is outside of GPT-2's context of {self.config.n_positions}")
         return F.dropout(self.wte(tokens) + self.wpe(positions), self.dropout, self.training)
 
-    def run(self, x: Tensor, mask: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
-        """The layers: x_0 [B, T, C] -> LayerNorm(x_L) [B, T, C]."""
+    def run(self, x: Tensor, mask: Tensor | None = None, cache: KVCache | None = None, padded: Padded | None = None) -> Tensor:
+        """The layers: x_0 [B, T, C] -> LayerNorm(x_L) [B, T, C] (with `padded`: [N, C])."""
         for block in self.h:
-            x = block(x, mask, cache)
+            x = block(x, mask, cache, padded)
         return self.ln_f(x)
 
     def logits(self, x: Tensor) -> Tensor:
@@ -250,6 +311,16 @@ class GPT2(nn.Module):
             return x @ self.wte.weight.t()
         with torch.autocast(x.device.type, enabled=False):
             return x.float() @ self.wte.weight.float().t()
+
+    def loss(self, x: Tensor, targets: Tensor) -> Tensor:
+        """The sum of - log p of targets [M] given LayerNorm(x_L) [M, C], in nats."""
+        if not torch.is_grad_enabled():
+            return F.cross_entropy(self.logits(x), targets, reduction="sum")
+        weight = self.wte.weight if self.head is None else self.head
+        if torch.is_autocast_enabled(x.device.type):
+            dtype = torch.get_autocast_dtype(x.device.type)
+            x, weight = x.to(dtype), weight.to(dtype)
+        return SummedLoss.apply(x, weight, targets)
 
     @torch.no_grad()
     def init_weights(self, seed: int = 0) -> "GPT2":

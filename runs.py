@@ -52,6 +52,7 @@ def place(model: GPT2, prefix: Prefix | None, settings: Settings) -> GPT2:
             for module in model.modules():
                 if isinstance(module, Projection):
                     module.to(torch.bfloat16)
+            model.head = model.wte.weight.to(torch.bfloat16)
     return model
 
 

@@ -39,9 +39,9 @@ class Settings:
     no_reparam: bool = flag(False, "learn the activations directly, without the MLP")
     init_text: str | None = flag(None, "begin with the activations of these words, e.g. 'table-to-text:' (low data)", kind=str)
     # the frozen model, and the data
-    model: str = flag("gpt2", f"{', '.join(CONFIGS)}, or a folder with config.json")
+    model: str = flag("gpt2", f"{', '.join(CONFIGS)}, mini (comes with the code), or a folder with config.json")
     weights: str | None = flag(None, "a local .safetensors or TensorFlow checkpoint; 'random': untrained (default: download)", kind=str)
-    data: str | None = flag(None, "folder with the data, text or CSV (default: the paper's E2E files, downloaded)", kind=str)
+    data: str | None = flag(None, "folder with the data, text or CSV; mini: sample tables that come with the code (default: the paper's E2E files, downloaded)", kind=str)
     train_examples: int | None = flag(None, "use only so many training examples, drawn by --seed (low data)", kind=int)
     # optimisation: AdamW, linear decay to 0
     lr: float | None = flag(None, "learning rate (default: 8e-5, fine-tuning 5e-5)", kind=float)
@@ -106,7 +106,7 @@ class Settings:
         new.out = new.out or default_folder(self, new.prefix_len)
         for name in ("model", "weights", "data"):  # a run must find them again from another working directory
             path = getattr(new, name)
-            if path is not None and path not in CONFIGS and os.path.exists(path):
+            if path not in (None, "mini", *CONFIGS) and os.path.exists(path):
                 setattr(new, name, os.path.abspath(path))
         return new
 

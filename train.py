@@ -24,7 +24,6 @@ import time
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 
 import ranks
 from e2e_data import Batch, Encoded, collate, encode, epoch_order, load_split, load_tokenizer
@@ -37,8 +36,7 @@ from settings import Settings, add_flags, autocast, describe_machine
 
 def batch_loss(model: GPT2, batch: Batch) -> torch.Tensor:
     """- sum of log p over the batch's scored tokens, in nats."""
-    logits = model(batch.tokens, at=batch.at)  # [N, V]
-    return F.cross_entropy(logits.float(), batch.targets, reduction="sum")
+    return model(batch.tokens, at=batch.at, real=batch.real, targets=batch.targets)
 
 
 def learning_rate(settings: Settings, step: int, steps: int) -> float:

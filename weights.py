@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from files import InputError, cache_dir, download, read_text, write_whole
+from files import OFFLINE, InputError, bundled, cache_dir, download, read_text, write_whole
 from gpt2 import CONFIGS, GPT2, GPT2Config
 
 HUB = "https://huggingface.co/openai-community/{name}/resolve/main/model.safetensors"
@@ -45,7 +45,7 @@ FIXED = {"model_type": "gpt2", "activation_function": "gelu_new", "layer_norm_ep
 def load_gpt2(name: str, weights: str | None = None, dropout: float = 0.0) -> GPT2:
     """A GPT-2 in fp32 with its weights.
 
-    name     "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", or a folder that holds config.json
+    name     "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "mini" (in this repository), or a folder that holds config.json
     weights  None: the folder's own file, or a download kept in the cache; a file or folder in
              either format; or "random", untrained weights for trying out the machinery
     Raises InputError for anything that is missing or does not fit.
@@ -67,11 +67,12 @@ def load_config(name: str) -> GPT2Config:
     """The architecture behind a published name, or that of a folder's config.json (or hparams.json)."""
     if name in CONFIGS:
         return CONFIGS[name]
-    for path in (Path(name) / "config.json", Path(name) / "hparams.json"):
+    folder = bundled(name)
+    for path in (folder / "config.json", folder / "hparams.json"):
         if path.exists():
             break
     else:
-        raise InputError(f"unknown model {name!r}: use {', '.join(CONFIGS)}, or a folder that holds config.json")
+        raise InputError(f"unknown model {name!r}: use {', '.join(CONFIGS)}, mini, or a folder that holds config.json")
     try:
         stated = json.loads(read_text(path))
         for key, ours in FIXED.items():
@@ -92,7 +93,7 @@ def load_config(name: str) -> GPT2Config:
 def default_checkpoint(name: str) -> Path:
     """A folder's own checkpoint, or the published one: downloaded once, from the hub or from OpenAI."""
     if name not in CONFIGS:
-        return find_checkpoint(Path(name))
+        return find_checkpoint(bundled(name))
     folder = cache_dir() / name
     for file in ("model.safetensors", TF_FILES[0]):
         if (folder / file).exists() and (file != TF_FILES[0] or (folder / TF_FILES[1]).exists()):
@@ -109,7 +110,7 @@ def default_checkpoint(name: str) -> Path:
         except InputError:
             raise InputError(
                 f"no weights for {name}: {at_hub}; or name a copy with --weights PATH"
-                " (--weights random tries out the machinery with an untrained model)"
+                f" (--weights random tries out the machinery with an untrained model). {OFFLINE}"
             ) from None
 
 

@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 import transformers
 from tiny import lively, write_config
 
-from gpt2 import CONFIGS, GPT2, GPT2Config, KVCache
+from gpt2 import CONFIGS, GPT2, GPT2Config, KVCache, SummedLoss
 from weights import load_gpt2, read_tensorflow, write_safetensors
 
 # Each published architecture with its own number of layers, heads and head size in proportion, shrunk.
@@ -112,6 +113,55 @@ def test_padding_on_the_right_changes_nothing_before_it(model):
     tokens = torch.randint(0, 101, (2, 9))
     padded = torch.cat([tokens, torch.full((2, 4), 100)], dim=1)
     torch.testing.assert_close(model(padded)[:, :9], model(tokens), atol=1e-5, rtol=0)
+
+
+def ragged(lengths: tuple[int, ...], vocab_size: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Random tokens [B, T] padded on the right with the last id, the places that are no padding, and some of those."""
+    T = max(lengths)
+    tokens = torch.randint(0, vocab_size - 1, (len(lengths), T))
+    real = torch.tensor([row * T + t for row, n in enumerate(lengths) for t in range(n)])
+    for row, n in enumerate(lengths):
+        tokens[row, n:] = vocab_size - 1
+    return tokens, real, real[1::3].clone()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("lengths", [(7, 3, 9), (4, 4), (1, 8)])
+def test_leaving_padding_out_of_the_layers_changes_no_logits(model, lengths):
+    tokens, real, at = ragged(lengths, 101)
+    torch.testing.assert_close(model(tokens, at=at, real=real), model(tokens, at=at), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("padding", ["left out", "computed too"])
+def test_the_loss_and_its_gradients_are_those_of_the_plain_cross_entropy(model, padding):
+    """For all weights; more scored places than are worked on at a time."""
+    model = lively(GPT2(model.config))
+    tokens, real, at = ragged((40, 9, 33), 101)
+    targets = torch.randint(0, 101, (len(at),))
+    plain = F.cross_entropy(model(tokens, at=at), targets, reduction="sum")
+    expected = torch.autograd.grad(plain, list(model.parameters()))
+    loss = model(tokens, at=at, real=real if padding == "left out" else None, targets=targets)
+    torch.testing.assert_close(loss, plain, atol=1e-4, rtol=1e-6)
+    for gradient, its in zip(torch.autograd.grad(loss, list(model.parameters())), expected):
+        torch.testing.assert_close(gradient, its, atol=1e-4, rtol=1e-4)
+    with torch.no_grad():
+        torch.testing.assert_close(model(tokens, at=at, real=real, targets=targets), plain, atol=1e-4, rtol=1e-6)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_the_losss_gradient_is_its_derivative(frozen):
+    """Against finite differences, in double precision."""
+    x, weight = torch.randn(21, 6, dtype=torch.double, requires_grad=True), torch.randn(9, 6, dtype=torch.double, requires_grad=not frozen)
+    targets = torch.randint(0, 9, (21,))
+    assert torch.autograd.gradcheck(lambda x, weight: SummedLoss.apply(x, weight, targets), (x, weight))
+
+
+def test_the_loss_of_an_impossible_token_is_large_and_finite():
+    """p = e^-200 is 0 in single precision; its logarithm is not."""
+    x = torch.tensor([[200.0, 0.0]], requires_grad=True)
+    loss = SummedLoss.apply(x, torch.eye(2), torch.tensor([1]))
+    loss.backward()
+    assert loss.item() == pytest.approx(200) and x.grad.tolist() == [[1.0, -1.0]]
 
 
 def test_dropout_acts_in_training_mode_only():

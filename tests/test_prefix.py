@@ -131,6 +131,20 @@ def test_decoding_with_a_cache_equals_reading_at_once(model, tokens, kind):
 
 
 @pytest.mark.parametrize("kind", [Prefix, Infix, Embedding])
+def test_leaving_padding_out_of_the_layers_changes_no_gradient(model, tokens, kind):
+    """Two texts of 12 and 9 tokens, the separator at 5."""
+    tokens[:, 5], tokens[1, 9:] = END, END
+    real, at = torch.tensor([*range(12), *range(12, 21)]), torch.tensor([5, 8, 10, 17, 19])
+    prefix = kind(CONFIG, prefix_len=4, mid_dim=16).attach(model)
+    targets = torch.tensor([3, 1, 4, 1, 5])
+    whole = torch.autograd.grad(model(tokens, at=at, targets=targets), list(prefix.parameters()))
+    packed = torch.autograd.grad(model(tokens, at=at, targets=targets, real=real), list(prefix.parameters()))
+    for ours, its in zip(packed, whole):
+        assert its.abs().max() > 1e-3
+        torch.testing.assert_close(ours, its, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", [Prefix, Infix, Embedding])
 @pytest.mark.parametrize("mid_dim", [0, 8])
 @torch.no_grad()
 def test_what_is_saved_acts_as_what_was_trained_without_the_mlp(model, tokens, kind, mid_dim, tmp_path):

@@ -1,0 +1,283 @@
+"""How fast GPT-2 is trained here beside `transformers` and `peft`, in the same run.
+
+    python benchmarks/training.py                    prefix and fine-tuning, GPT-2 small with random weights
+    python benchmarks/training.py --dtype fp32       in single precision
+    python benchmarks/training.py --scaling          how cost grows too: with prefix_len, batch_size, the model's size
+    python benchmarks/training.py --long             more and longer rounds
+
+Ours is `train.update`. The peer is the plain loop that users of these libraries write: GPT2LMHeadModel, in prefix mode inside
+peft's PrefixTuningConfig(prefix_projection=True), padded batches with an attention mask, labels of -100 on prompt and padding,
+torch.autocast for bf16, loss.backward(), clip_grad_norm_, optimizer.step().
+
+Equal on both sides: the weights at the beginning (random: speed does not depend on them), the batches of 10 and their order,
+the dtype, the loss (the mean over a batch's target tokens), PyTorch's fused AdamW with the same settings, gradient norm clipped at 1,
+GPT-2's dropout (0 with a prefix, 0.1 in fine-tuning), and with a prefix the MLP: Linear(C, 512), tanh, Linear(512, 2 L C) on
+embeddings of width C. So the losses are equal too; those of the first batch are printed side by side.
+
+Different: peft runs this MLP once for each sentence of a batch, and in bf16, we run it once, in fp32; transformers computes logits
+for all tokens, we for the scored ones; under autocast it rounds frozen weights to bf16 anew in each step, we keep them so.
+
+Each contender is a process of its own, and they train in turn: `--rounds` rounds of `--steps` steps. Memory is the peak while
+training, of the whole process, libraries included (on a GPU: of tensors). Best on an otherwise idle machine. Prints tables and
+the ratios, and writes every round to results/training.json.
+"""
+
+import argparse
+import dataclasses
+import statistics
+from pathlib import Path
+
+import torch
+
+from contenders import (
+    ROOT, Contender, check_peers, describe, examples_like_e2e, peft_prefix, show_contenders, show_growth, show_head, show_ratios, spread,
+    transformers_gpt2, weights_of,
+)  # fmt: skip (the first import of all: it makes the project's own files importable)
+
+from e2e_data import Encoded, collate, encode, epoch_order, load_split, load_tokenizer
+from files import InputError, exit_on_input_error
+from gpt2 import CONFIGS
+from runs import start_model, write_json
+from settings import Settings, autocast
+from train import batch_loss, update
+from weights import load_config
+
+GOALS = {"prefix: ours / peer": 4, "finetune: ours / peer": 3, "ours: prefix / finetune": 1.5}  # two processor cores, bf16, GPT-2 small
+PREFIX_LENS, BATCH_SIZES = (1, 5, 20, 100, 200), (1, 4, 10, 32, 64)
+TOLERANCE = {"fp32": 1e-3, "bf16": 5e-2}  # nats a token
+
+
+@exit_on_input_error
+def main() -> None:
+    parser = argparse.ArgumentParser(allow_abbrev=False, description="Time training beside transformers and peft.")
+    parser.add_argument("--model", default="gpt2", help=f"{', '.join(CONFIGS)}, with random weights, or a folder (default: gpt2)")
+    parser.add_argument("--modes", nargs="+", default=["prefix", "finetune"], choices=("prefix", "finetune"), help="(default: both)")
+    parser.add_argument("--dtype", default="auto", choices=("auto", "bf16", "fp32"), help="(default: bf16 where the hardware has it)")
+    parser.add_argument("--device", default="auto", help="cpu, cuda (default: cuda where there is one)")
+    parser.add_argument("--rounds", type=int, help="rounds of each contender (default: 5)")
+    parser.add_argument("--steps", type=int, help="steps a round (default: 6)")
+    parser.add_argument("--long", action="store_true", help="15 rounds of 20 steps")
+    parser.add_argument("--batch_size", type=int, default=10, help="examples a step (default: 10)")
+    parser.add_argument("--prefix_len", type=int, default=5, help="positions of the prefix (default: 5)")
+    parser.add_argument("--dropout", type=float, help="GPT-2's while training (default: 0, in fine-tuning 0.1)")
+    parser.add_argument("--data", help="a folder with E2E's files (default: random tokens of the same lengths)")
+    parser.add_argument("--alone", action="store_true", help="without the peer")
+    parser.add_argument("--scaling", action="store_true", help="also: how cost grows (ours, prefix mode)")
+    parser.add_argument("--sizes", nargs="+", help="models for --scaling (default: gpt2 gpt2-medium, or --model's folder)")
+    parser.add_argument("--out", type=Path, default=ROOT / "results" / "training.json", help="(default: results/training.json)")
+    given = parser.parse_args()
+    given.rounds = given.rounds if given.rounds is not None else (15 if given.long else 5)
+    given.steps = given.steps if given.steps is not None else (20 if given.long else 6)
+    if min(given.rounds, given.steps, given.batch_size) < 1:
+        raise InputError("--rounds, --steps and --batch_size must be at least 1")
+    if not given.alone:
+        check_peers()
+
+    settings = {mode: settings_of(given, mode=mode) for mode in given.modes}
+    batches = make_batches(given, settings[given.modes[0]], 1 + given.rounds * given.steps)
+    report = describe("training.py", settings[given.modes[0]], given.data)
+    report |= {"batch_size": given.batch_size, "rounds": given.rounds, "steps_a_round": given.steps}
+    show_head(report, f"batches of {given.batch_size}, {given.rounds} rounds of {given.steps} steps, in turn")
+    report["contenders"] = take_turns(settings, batches, given)
+    report["ratios"] = ratios(report["contenders"], settings[given.modes[0]])
+    show_contenders(report, "examples/s")
+    show_ratios(report)
+    show_losses(report, given.modes)
+    if given.scaling:
+        report["growth"] = growth(given)
+        show_growth(report, "examples/s")
+    write_json(given.out, report)
+
+
+def settings_of(given, **changes) -> Settings:
+    """train.py's settings, but that the loss is the peer's. `changes` win over the command line."""
+    own = {"mode": "prefix", "model": given.model, "device": given.device, "dtype": given.dtype, "dropout": given.dropout,
+           "batch_size": given.batch_size, "prefix_len": given.prefix_len, "loss": "token"} | changes  # fmt: skip
+    if own["mode"] == "finetune":
+        own["prefix_len"] = None
+    return Settings(**own, weights=weights_of(own["model"])).resolve()
+
+
+def make_batches(given, settings: Settings, n: int) -> list[list[Encoded]]:
+    """n batches: from --data in the order of a first epoch, or of random tokens."""
+    config, size = load_config(settings.model), settings.batch_size
+    room = config.n_positions - (settings.prefix_len or given.prefix_len)
+    if given.data:
+        examples = load_split(given.data, "train")
+        order = [i for epoch in range(1 + n * size // len(examples)) for i in epoch_order(len(examples), settings.seed, epoch)]
+        encoded = encode(load_tokenizer(settings.model), [examples[i] for i in order[: n * size]], room)
+    else:
+        encoded = examples_like_e2e(n * size, config.vocab_size)
+        if max(len(ids) for ids, _ in encoded) > room:
+            raise InputError(f"{settings.model} has {config.n_positions} positions, too few for E2E beside the prefix: choose another")
+    return [encoded[i * size : (i + 1) * size] for i in range(n)]
+
+
+# ----------------------------------------------------------------------------- the contenders
+
+
+def adamw(parameters, settings: Settings) -> torch.optim.AdamW:
+    """The optimiser as train.py has it, for both."""
+    return torch.optim.AdamW(
+        parameters, lr=settings.lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=settings.weight_decay,
+        fused=settings.device.split(":")[0] in ("cpu", "cuda"),
+    )  # fmt: skip
+
+
+class Ours:
+    """What train.py does with a batch."""
+
+    def __init__(self, settings: Settings):
+        self.settings = settings
+        self.model, prefix = start_model(settings)
+        self.learned = self.model if prefix is None else prefix
+        self.optimizer = adamw(self.learned.parameters(), settings)
+        self.pad = self.model.config.vocab_size - 1
+
+    def loss(self, examples: list[Encoded]) -> float:
+        """Nats a target token, without dropout."""
+        self.model.eval()
+        with autocast(self.settings):
+            total = batch_loss(self.model, collate(examples, self.pad).to(self.settings.device))
+        return total.item() / scored(examples)
+
+    def train(self, batches: list[list[Encoded]]) -> list[float]:
+        """A step on each; the loss of each, in nats a target token."""
+        s = self.settings
+        self.model.train(s.dropout > 0)
+        losses = [update(self.model, self.learned, self.optimizer, examples, s.lr, s, self.pad)[0] for examples in batches]
+        return [float(loss) / scored(examples) for loss, examples in zip(losses, batches)]
+
+
+class Peer:
+    """What a user of transformers and peft does with it."""
+
+    def __init__(self, settings: Settings):
+        self.settings = settings
+        model, prefix = start_model(dataclasses.replace(settings, device="cpu", dtype="fp32"))  # only for its numbers
+        self.pad = model.config.vocab_size - 1
+        self.model = transformers_gpt2(model, settings.dropout)
+        self.options = {"use_cache": False}  # as its Trainer says; a prefix enters through the cache
+        if prefix is not None:
+            self.model, self.options = peft_prefix(self.model, prefix, settings.mid_dim), {}
+        self.model.to(settings.device)
+        self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self.optimizer = adamw(self.parameters, settings)
+
+    def forward(self, examples: list[Encoded]) -> torch.Tensor:
+        """The mean loss over the batch's target tokens."""
+        T = max(len(ids) for ids, _ in examples)
+        ids = torch.tensor([ids + [self.pad] * (T - len(ids)) for ids, _ in examples])  # [B, T]
+        mask = torch.tensor([[1] * len(ids) + [0] * (T - len(ids)) for ids, _ in examples])  # [B, T]
+        labels = torch.tensor([[-100] * n + ids[n:] + [-100] * (T - len(ids)) for ids, n in examples])  # [B, T]
+        ids, mask, labels = (tensor.to(self.settings.device) for tensor in (ids, mask, labels))
+        with autocast(self.settings):
+            return self.model(input_ids=ids, attention_mask=mask, labels=labels, **self.options).loss
+
+    def loss(self, examples: list[Encoded]) -> float:
+        """Nats a target token, without dropout."""
+        self.model.eval()
+        return self.forward(examples).item()
+
+    def train(self, batches: list[list[Encoded]]) -> list[float]:
+        """A step on each; the loss of each, in nats a target token."""
+        self.model.train()
+        losses = []
+        for examples in batches:
+            loss = self.forward(examples)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.clip)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+            losses.append(loss.detach())
+        return [loss.item() for loss in losses]  # only now: a GPU need not be waited for in each step
+
+
+def scored(examples: list[Encoded]) -> int:
+    """Target tokens of a batch."""
+    return sum(len(ids) - n_prompt for ids, n_prompt in examples)
+
+
+# ----------------------------------------------------------------------------- the comparison
+
+
+def take_turns(settings: dict[str, Settings], batches: list[list[Encoded]], given) -> dict[str, dict]:
+    """The first batch to warm up with, then the rounds. name -> figures."""
+    sides = {"ours": Ours} if given.alone else {"ours": Ours, "peer": Peer}
+    contenders = {
+        f"{mode}, {side}": Contender(make, s, device=s.device) for mode, s in settings.items() for side, make in sides.items()
+    }
+    figures = {}
+    for name, contender in contenders.items():
+        first_loss = contender.call("loss", batches[0])["result"]
+        losses = contender.call("train", batches[:1])["result"]
+        figures[name] = {"examples_per_s": 0.0, "every_round": [], "megabytes": 0.0, "first_loss": first_loss, "losses": losses}
+    for start in range(1, len(batches), given.steps):
+        piece = batches[start : start + given.steps]
+        for name, contender in contenders.items():
+            measured, one = contender.call("train", piece), figures[name]
+            one["every_round"].append(sum(map(len, piece)) / measured["seconds"])
+            one["megabytes"] = max(one["megabytes"], measured["megabytes"])
+            one["losses"] += measured["result"]
+    for name, contender in contenders.items():
+        contender.end()
+        figures[name]["examples_per_s"] = statistics.median(figures[name]["every_round"])
+    return figures
+
+
+def ratios(figures: dict[str, dict], settings: Settings) -> dict[str, dict]:
+    """What can be compared of what was measured."""
+    pairs = {"prefix: ours / peer": ("prefix, ours", "prefix, peer"), "finetune: ours / peer": ("finetune, ours", "finetune, peer"),
+             "ours: prefix / finetune": ("prefix, ours", "finetune, ours")}  # fmt: skip
+    found = {}
+    for name, (above, below) in pairs.items():
+        if above in figures and below in figures:
+            found[name] = spread(figures[above]["every_round"], figures[below]["every_round"])
+            found[name]["memory"] = figures[above]["megabytes"] / figures[below]["megabytes"]
+            if (settings.device, settings.dtype, settings.model) == ("cpu", "bf16", "gpt2"):
+                found[name]["goal"] = GOALS[name]
+    return found
+
+
+def show_losses(report: dict, modes: list[str]) -> None:
+    """Do both compute the same? The first batch's loss, before any step and without dropout."""
+    for mode in modes:
+        losses = [one["first_loss"] for name, one in report["contenders"].items() if name.startswith(mode)]
+        print(f"{mode}: the first batch's loss is " + " and ".join(f"{loss:.4f}" for loss in losses) + " nats a token")
+        if max(losses) - min(losses) > TOLERANCE[report["machine"]["dtype"]]:
+            print(f"{mode}: these losses differ, so the times do not compare")
+
+
+# ----------------------------------------------------------------------------- growth
+
+
+def growth(given) -> dict[str, list[dict]]:
+    """Ours in prefix mode, one thing varied at a time: quantity -> its lines, each from a process of its own."""
+    sizes = given.sizes or (["gpt2", "gpt2-medium"] if given.model in CONFIGS else [given.model])
+    values = {"prefix_len": PREFIX_LENS, "batch_size": BATCH_SIZES, "model": sizes}
+    return {name: [{name: show_value(value), **alone(given, name, value)} for value in these] for name, these in values.items()}
+
+
+def alone(given, name: str, value) -> dict:
+    """About as many examples as in a round of the comparison."""
+    s = settings_of(given, **{name: value})
+    steps = max(2, given.steps * given.batch_size // s.batch_size)
+    batches = make_batches(given, s, 1 + steps)
+    contender = Contender(Ours, s, device=s.device)
+    contender.call("train", batches[:1])
+    measured = [contender.call("train", batches[1:]) for _ in range(min(given.rounds, 3))]
+    contender.end()
+    return {
+        "examples_per_s": statistics.median(steps * s.batch_size / one["seconds"] for one in measured),
+        "every_round": [steps * s.batch_size / one["seconds"] for one in measured],
+        "megabytes": max(one["megabytes"] for one in measured),
+    }
+
+
+def show_value(value):
+    """A model's folder by its name."""
+    return Path(value).name if isinstance(value, str) else value
+
+
+if __name__ == "__main__":
+    main()

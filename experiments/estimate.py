@@ -1,0 +1,105 @@
+"""How long the grid will take: from the runs that have finished on this machine, or else from a short timing.
+
+    seconds of a run = steps * s_step + validations * s_validation + s_decoding
+
+Fine-tuning has costs of its own; the other modes cost nearly the same, and are one kind. The timing decodes with an
+untrained prefix, which seldom ends a text, so that its estimate of decoding is high.
+"""
+
+import math
+import statistics
+import time
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+
+from e2e_data import encode, group_references, load_split, load_tokenizer
+from evaluate import decode
+from experiments.grid import Run
+from experiments.record import machine_class
+from runs import start_model
+from settings import Settings, describe_machine
+from train import update, validation_loss
+from weights import load_config
+
+TIMED_STEPS, TIMED_EXAMPLES, TIMED_TABLES = 4, 64, 8
+
+
+class Cost(NamedTuple):
+    """Seconds."""
+
+    step: float
+    validation: float
+    decoding: float
+
+
+def kind(run: Run) -> str:
+    """What a run's cost depends on."""
+    return "finetune" if run.steps and run.settings.finetunes else "prefix"
+
+
+def validations(run: Run) -> int:
+    """How often a run looks at the validation set."""
+    return math.ceil(run.steps / run.settings.valid_every) if run.steps else 0
+
+
+def from_rows(rows: dict[str, dict[str, str]], settings: Settings) -> dict[str, Cost]:
+    """The median costs of finished runs, by kind, of those that ran on such a machine."""
+    machine = describe_machine(settings)
+    own_class = (machine_class(machine), machine["dtype"])
+    here = [row for row in rows.values() if (row["machine"], row["dtype"]) == own_class and int(row["steps"])]
+    costs = {}
+    for name in ("prefix", "finetune"):
+        own = [row for row in here if (row["mode"] == "finetune") == (name == "finetune")]
+        if own:
+            costs[name] = Cost(*(
+                statistics.median(float(row[f"{what}_seconds"]) / max(1, int(row[count] if count else 1)) for row in own)
+                for what, count in (("training", "steps"), ("validation", "validations"), ("decoding", None))
+            ))  # fmt: skip
+    return costs
+
+
+def measure(settings: Settings) -> Cost:
+    """A few steps, a part of a validation, a few tables decoded, each scaled up to the whole."""
+    tokenizer = load_tokenizer(settings.model)
+    pad, room = tokenizer.eot_token, load_config(settings.model).n_positions - (settings.prefix_len or 0)
+    model, prefix = start_model(replace(settings, init_text=None))  # fitting it to words takes its time, and changes nothing here
+    learned = model if prefix is None else prefix
+    optimizer = torch.optim.AdamW(learned.parameters(), lr=0.0)
+    n = settings.batch_size
+    examples = encode(tokenizer, load_split(settings.data, "train")[: (TIMED_STEPS + 1) * n], room)
+    model.train(settings.dropout > 0)
+    for step in range(TIMED_STEPS + 1):
+        if step == 1:  # the first one warms up
+            began = time.monotonic()
+        update(model, learned, optimizer, [examples[i % len(examples)] for i in range(step * n, (step + 1) * n)], 0.0, settings, pad)
+    per_step = (time.monotonic() - began) / TIMED_STEPS
+
+    model.eval()
+    valid = load_split(settings.data, "valid")
+    part = encode(tokenizer, valid[:TIMED_EXAMPLES], room)
+    began = time.monotonic()
+    validation_loss(model, part, settings, pad)
+    per_validation = (time.monotonic() - began) * len(valid) / len(part)
+
+    sources = list(group_references(load_split(settings.data, "test")))
+    began = time.monotonic()
+    decode(model, tokenizer, sources[:TIMED_TABLES], settings)
+    return Cost(per_step, per_validation, (time.monotonic() - began) * len(sources) / len(sources[:TIMED_TABLES]))
+
+
+def costs_of(runs: list[Run], rows: dict[str, dict[str, str]]) -> dict[str, Cost]:
+    """Costs of the kinds that these runs are of: known ones, and the others timed now."""
+    costs = from_rows(rows, runs[0].settings) if runs else {}
+    for run in sorted(runs, key=lambda run: run.steps == 0):  # one that is trained, if there is one
+        if kind(run) not in costs:
+            print(f"timing {TIMED_STEPS} steps of {run.name} …", flush=True)
+            costs[kind(run)] = measure(run.settings)
+    return costs
+
+
+def seconds(run: Run, costs: dict[str, Cost]) -> float:
+    """What a run will take."""
+    cost = costs[kind(run)]
+    return run.steps * cost.step + validations(run) * cost.validation + cost.decoding

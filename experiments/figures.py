@@ -1,0 +1,181 @@
+"""The figures, as SVG and PNG, from the summaries and curves of the results.
+
+The SVG's bytes depend on the results alone: its ids come from a fixed salt, and it states no date. Colours are those of Okabe and
+Ito, which people with any kind of colour vision tell apart; markers and line styles differ too. Error bars are the standard
+deviation over seeds, where there are several; the bands around loss curves their range.
+"""
+
+from pathlib import Path
+
+import matplotlib
+from matplotlib.figure import Figure
+
+from experiments.grid import POSTER_LENGTHS, POSTER_MINUTES
+from experiments.record import read_rows
+from experiments.summary import Summary, relative_time
+
+BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#767676"
+COLOURS = {"prefix": BLUE, "infix": ORANGE, "embedding": GREEN, "finetune": RED, "zero-shot": GREY}
+STYLE = {
+    "font.size": 13, "axes.labelsize": 13, "legend.fontsize": 12, "legend.frameon": False, "lines.linewidth": 2, "lines.markersize": 7,
+    "axes.spines.top": False, "axes.spines.right": False, "errorbar.capsize": 4, "svg.hashsalt": "prefix-tuning", "figure.dpi": 150,
+}  # fmt: skip
+Cells = dict[str, Summary]
+
+
+def draw_all(results: Path, cells: Cells) -> list[Path]:
+    """Draw what the results have the runs for; returns the files."""
+    figures = {"length": length, "modes": modes, "loss": loss, "time": time, "low_data": low_data}
+    written = []
+    with matplotlib.rc_context({**matplotlib.rcParamsDefault, **STYLE, "backend": "agg"}):
+        for name, draw in figures.items():
+            figure = draw(results, cells)
+            if figure is not None:
+                path = results / "figures" / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                figure.savefig(path.with_suffix(".svg"), metadata={"Date": None, "Creator": None})
+                figure.savefig(path.with_suffix(".png"), metadata={"Software": None})
+                written += [path.with_suffix(".svg"), path.with_suffix(".png")]
+    return written
+
+
+def new(width: float, height: float, columns: int = 1, **options) -> tuple[Figure, list]:
+    """An empty figure and its axes; inches."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, list(figure.subplots(1, columns, squeeze=False, **options)[0])
+
+
+def of_test_set(cells: Cells) -> str:
+    """For an axis: "BLEU, test set (mini)"."""
+    return f"BLEU, test set ({next(iter(cells.values())).first['model']})"
+
+
+def bleu(cell: Summary) -> tuple[float, float]:
+    """(mean, spread or 0) in points."""
+    return 100 * cell.mean("BLEU"), 100 * (cell.spread("BLEU") or 0)
+
+
+def length(results: Path, cells: Cells) -> Figure | None:
+    """BLEU by prefix length: prefix, infix, embedding-only; fine-tuning as a line; the poster's curve."""
+    figure, (axes,) = new(7.5, 5.6)
+    lengths = set()
+    for mode, label, marker in (("prefix", "prefix", "o"), ("infix", "infix", "s"), ("embedding", "embedding-only", "^")):
+        points = [(P, *bleu(cells[f"{mode}{P}"])) for P in (1, 3, 5, 10, 20, 40) if f"{mode}{P}" in cells]
+        if points:
+            x, y, spread = zip(*points)
+            lengths |= set(x)
+            axes.errorbar(x, y, yerr=spread if any(spread) else None, marker=marker, color=COLOURS[mode], label=label)
+    if not lengths:
+        return None
+    if "finetune" in cells:
+        y, spread = bleu(cells["finetune"])
+        axes.axhline(y, color=COLOURS["finetune"], linestyle="--", label="fine-tune")
+        axes.axhspan(y - spread, y + spread, color=COLOURS["finetune"], alpha=0.15, linewidth=0)
+    x, y = zip(*POSTER_LENGTHS.items())
+    axes.plot(x, y, color=GREY, linestyle=":", marker="x", label="prefix, GPT-2 small (the poster)")
+    ticks = sorted(lengths | set(POSTER_LENGTHS))
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(ticks, [str(P) for P in ticks])
+    axes.minorticks_off()
+    axes.set_xlabel("P, positions of the prefix")
+    axes.set_ylabel(of_test_set(cells))
+    axes.grid(axis="y", alpha=0.3)
+    figure.legend(loc="outside lower center", ncols=3)
+    return figure
+
+
+def modes(results: Path, cells: Cells) -> Figure | None:
+    """Bars: BLEU, and the share of the tables' values that are said, by what is learned."""
+    shown = ("zeroshot", "prompt", "embedding10", "infix10", "prefix5-direct", "prefix5", "prefix10", "finetune")
+    names = [name for name in shown if name in cells]
+    if len(names) < 2:
+        return None
+    figure, panels = new(9, 1.4 + 0.5 * len(names), 2, sharey=True)
+    places = range(len(names))[::-1]
+    for axes, column, label in ((panels[0], "BLEU", of_test_set(cells)), (panels[1], "values_said", "table values said, %")):
+        for place, name in zip(places, names):
+            value, spread = 100 * cells[name].mean(column), cells[name].spread(column)
+            axes.barh(place, value, color=COLOURS[cells[name].first["mode"]], height=0.65, xerr=None if spread is None else 100 * spread)
+            axes.annotate(f"{value:.1f}", (value + 100 * (spread or 0), place), xytext=(8, 0), textcoords="offset points", va="center")
+        axes.set_xlabel(label)
+        axes.set_xlim(0, max(axes.get_xlim()[1], 1) * 1.2)
+    panels[0].set_yticks(list(places), [cells[name].label for name in names])
+    return figure
+
+
+def loss(results: Path, cells: Cells) -> Figure | None:
+    """Training and validation loss over the examples seen; of several seeds the mean, and the range as a band."""
+    shown = {"finetune": ("-", "D"), "prefix5": ("-", "o"), "prefix5-direct": ("--", "v"), "infix10": ("-", "s"), "embedding10": ("-", "^")}
+    curves = {name: read_curves(results, cells[name]) for name in shown if name in cells}
+    if not curves:
+        return None
+    figure, panels = new(10, 5.4, 2, sharex=True)
+    for axes, column, label in ((panels[0], "loss", "training"), (panels[1], "valid_loss", "validation")):
+        for name, (thousands, losses) in curves.items():
+            line, marker = shown[name]
+            colour = COLOURS[cells[name].first["mode"]]
+            points = [(x, [run[column] for run in runs]) for x, runs in zip(thousands, losses) if all(run[column] for run in runs)]
+            x, values = [x for x, _ in points], [[float(v) for v in values] for _, values in points]
+            axes.plot(x, [sum(v) / len(v) for v in values], line, color=colour, marker=marker if column == "valid_loss" else "",
+                      label=cells[name].label if column == "valid_loss" else None)  # fmt: skip
+            axes.fill_between(x, [min(v) for v in values], [max(v) for v in values], color=colour, alpha=0.2, linewidth=0)
+        axes.set_xlabel("examples seen, thousands")
+        axes.set_ylabel(f"{label} loss, nats a token")
+        axes.grid(alpha=0.3)
+    figure.legend(loc="outside lower center", ncols=3)
+    return figure
+
+
+def read_curves(results: Path, cell: Summary) -> tuple[list[float], list[list[dict]]]:
+    """(thousands of examples, and for each of them the runs' lines) of a cell's curves, where all its runs have one."""
+    runs = [{int(line["step"]): line for line in read_rows(results / "curves" / f"{row['run']}.csv")} for row in cell.rows]
+    steps = [step for step in runs[0] if all(step in run for run in runs)]
+    return [step * int(cell.first["batch_size"]) / 1000 for step in steps], [[run[step] for run in runs] for step in steps]
+
+
+def time(results: Path, cells: Cells) -> Figure | None:
+    """Training time a step beside fine-tuning's on the same machine; the poster's ratio."""
+    names = [name for name in ("finetune", "prefix1", "prefix5", "prefix20", "prefix40", "infix10", "embedding10") if name in cells]
+    ratios = {name: relative_time(cells[name], cells) for name in names}
+    ratios = {name: ratio for name, ratio in ratios.items() if ratio is not None}
+    if len(ratios) < 2:
+        return None
+    figure, (axes,) = new(8, 1.6 + 0.5 * len(ratios))
+    places = range(len(ratios) + 1)[::-1]
+    for place, (name, ratio) in zip(places, ratios.items()):
+        cell = cells[name]
+        unit = cell.mean("training_seconds") / ratio
+        spread = cell.spread("training_seconds")
+        axes.barh(place, ratio, color=COLOURS[cell.first["mode"]], height=0.65, xerr=None if spread is None else spread / unit)
+        axes.annotate(f"{ratio:.2f}   {cell.mean('training_seconds') / 60:.1f} min", (ratio + (spread or 0) / unit, place), xytext=(8, 0),
+                      textcoords="offset points", va="center")  # fmt: skip
+    poster = POSTER_MINUTES["prefix5"] / POSTER_MINUTES["finetune"]
+    axes.barh(0, poster, color="white", edgecolor=GREY, hatch="///", height=0.65)
+    axes.annotate(f"{poster:.2f}   {POSTER_MINUTES['prefix5']:g} of {POSTER_MINUTES['finetune']:g} min", (poster, 0), xytext=(8, 0),
+                  textcoords="offset points", va="center")  # fmt: skip
+    axes.set_yticks(list(places), [*(cells[name].label for name in ratios), "prefix, P = 5 (the poster)"])
+    axes.set_xlim(0, 1.45 * max(1, *ratios.values()))
+    row = cells["finetune"].first
+    axes.set_xlabel(f"training time a step, fine-tuning = 1 ({row['machine']}, {row['dtype']})")
+    return figure
+
+
+def low_data(results: Path, cells: Cells) -> Figure | None:
+    """BLEU by the number of training examples, prefix beside fine-tuning."""
+    sizes = (50, 100, 200, 500)
+    if not any(f"low{n}-{mode}" in cells for n in sizes for mode in ("prefix", "finetune")):
+        return None
+    figure, (axes,) = new(7, 5)
+    for mode, label, marker in (("prefix", "prefix, begins as words", "o"), ("finetune", "fine-tune", "D")):
+        points = [(n, *bleu(cells[f"low{n}-{mode}"])) for n in sizes if f"low{n}-{mode}" in cells]
+        if points:
+            x, y, spread = zip(*points)
+            axes.errorbar(x, y, yerr=spread if any(spread) else None, marker=marker, color=COLOURS[mode], label=label)
+    axes.set_xscale("log")
+    axes.set_xticks(sizes, [str(n) for n in sizes])
+    axes.minorticks_off()
+    axes.set_xlabel("training examples")
+    axes.set_ylabel(of_test_set(cells))
+    axes.grid(axis="y", alpha=0.3)
+    figure.legend(loc="outside lower center", ncols=2)
+    return figure

@@ -1,0 +1,131 @@
+"""The grid: which runs make up the poster's experiment and the paper's ablations, declared.
+
+A cell is a configuration; with a seed it is a run, `prefix5-seed101` (where nothing is trained there is no seed). All that a cell
+does not state is the recipe's, train.py's default: batches of 10, 5 epochs, AdamW with linear decay, beam 5. Two things depend on the
+model:
+
+* the learning rates, one a family of cells (RECIPE_RATES; or those that search.py has found for the model);
+* P of the initialisation from words, which is the number of tokens that the model's own vocabulary cuts WORDS into
+  (6 in GPT-2's). The cell that begins at random has the same P.
+
+In low data (the paper's section 6.3) the prefix begins as the words' activations, the learning rate rises over the first 100
+steps, and the weights with the best validation loss are kept. Where a run has but 100 steps it rises to the last.
+"""
+
+import math
+from dataclasses import dataclass, field, replace
+
+from e2e_data import load_split
+from files import InputError
+from settings import Settings, init_tokens
+
+WORDS = "table-to-text:"  # the recipe's words, as a prefix' beginning and as a written prompt
+SEEDS = (101, 102, 103)
+LOW_DATA_STEPS = {"prefix": {50: 200, 100: 200, 200: 200, 500: 400}, "finetune": {50: 100, 100: 100, 200: 200, 500: 400}}
+LOW_DATA = {"warmup_steps": 100, "keep": "best"}
+
+# The recipe states rates for the prefix and for fine-tuning, with all data and with few; the relatives take the prefix'.
+RECIPE_RATES = {
+    "prefix": 8e-5, "infix": 8e-5, "embedding": 8e-5, "direct": 8e-5, "finetune": 5e-5, "low-prefix": 5e-5, "low-finetune": 5e-5,
+}  # fmt: skip
+
+# BLEU that others report for a cell: the poster (GPT-2 small by all signs), the paper (GPT-2 medium).
+BLEU_ELSEWHERE = {
+    "prefix1": "59.5 (poster)", "prefix3": "65.6 (poster)", "prefix5": "68.5 (poster), 70.3 (paper, medium)", "prefix10": "68.9 (poster)",
+    "prefix20": "69.0 (poster)", "finetune": "70.3 (poster), 68.8 (paper, medium)", "embedding1": "48.1 (paper, medium)",
+    "embedding10": "62.2 (paper, medium)", "embedding20": "61.9 (paper, medium)", "infix1": "67.9 (paper, medium)",
+    "infix10": "67.2 (paper, medium)", "infix20": "66.7 (paper, medium)",
+}  # fmt: skip
+POSTER_LENGTHS = {1: 59.5, 3: 65.6, 5: 68.5, 10: 68.9, 20: 69.0}
+POSTER_MINUTES = {"prefix5": 10.0, "finetune": 17.5}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A configuration of the grid."""
+
+    name: str
+    label: str  # in tables and figures
+    flags: dict = field(default_factory=dict)  # of train.py, where they differ from its defaults
+    rate: str | None = None  # the family whose learning rate it takes; None: nothing is trained
+    prompt: str = ""  # words in front of each table
+    all_seeds: bool = False  # a run for each seed; else for the first
+
+
+def grid(n_words: int) -> list[Cell]:
+    """All cells, those first that the poster's table needs. n_words: tokens in WORDS."""
+    cells = [
+        Cell("zeroshot", "untuned"),
+        Cell("prompt", f"untuned, “{WORDS}” in front", prompt=WORDS),
+        Cell("finetune", "fine-tune", {"mode": "finetune"}, "finetune", all_seeds=True),
+    ]
+    cells += [
+        Cell(f"prefix{P}", f"prefix, P = {P}", {"mode": "prefix", "prefix_len": P}, "prefix", all_seeds=P == 5)
+        for P in (5, 1, 3, 10, 20, 40)
+    ]
+    for mode, name in (("infix", "infix"), ("embedding", "embedding-only")):
+        cells += [Cell(f"{mode}{P}", f"{name}, P = {P}", {"mode": mode, "prefix_len": P}, mode) for P in (1, 10, 20)]
+    cells += [
+        Cell("prefix5-direct", "prefix, P = 5, without the MLP", {"mode": "prefix", "prefix_len": 5, "no_reparam": True}, "direct"),
+        Cell("init-random", "begins at random", {"mode": "prefix", "prefix_len": n_words}, "prefix"),
+        Cell("init-words", f"begins as “{WORDS}”", {"mode": "prefix", "init_text": WORDS}, "prefix"),
+    ]
+    for n in (50, 100, 200, 500):
+        for mode, own in (("prefix", {"init_text": WORDS}), ("finetune", {})):
+            flags = {"mode": mode, "train_examples": n, "max_steps": LOW_DATA_STEPS[mode][n]} | own | LOW_DATA
+            name = "fine-tune" if mode == "finetune" else mode
+            cells.append(Cell(f"low{n}-{mode}", f"{name}, {n} examples", flags, f"low-{mode}"))
+    return cells
+
+
+@dataclass(frozen=True)
+class Run:
+    """A cell with a seed, and what train.py is told."""
+
+    name: str
+    cell: Cell
+    settings: Settings
+    steps: int
+
+
+def plan(base: dict, rates: dict[str, float], folder: str, seeds: tuple[int, ...] = SEEDS) -> list[Run]:
+    """The grid's runs, in order.
+
+    base    flags of train.py that hold for all runs: model, data, device, ...; max_steps bounds every run, low data too
+    rates   family -> learning rate
+    folder  where the runs' folders are to be
+    Raises InputError for what a run's settings do not allow.
+    """
+    given = Settings(**base)
+    n_train = len(load_split(given.data, "train"))
+    n_words = len(init_tokens(replace(given, init_text=WORDS)))
+    runs = []
+    for cell in grid(n_words):
+        for seed in seeds if cell.all_seeds else seeds[:1]:
+            name = f"{cell.name}-seed{seed}" if cell.rate else cell.name
+            if cell.rate is None:  # decoding settings count, and mode "finetune" has no prefix
+                settings, steps = replace(given, mode="finetune", seed=seed, out=f"{folder}/{name}").resolve(), 0
+            else:
+                settings, steps = cell_settings(given, cell, seed, rates[cell.rate], n_train)
+                settings = replace(settings, out=f"{folder}/{name}").resolve()
+            runs.append(Run(name, cell, settings, steps))
+    return runs
+
+
+def cell_settings(given: Settings, cell: Cell, seed: int, lr: float, n_train: int) -> tuple[Settings, int]:
+    """The settings of a cell that is trained, before they are resolved, and its number of steps."""
+    low = "train_examples" in cell.flags
+    steps = given.max_steps or given.epochs * math.ceil(n_train / given.batch_size)
+    if low:
+        steps = min(cell.flags["max_steps"], given.max_steps or math.inf)
+    settings = replace(
+        given, **cell.flags | {"max_steps": steps if low else given.max_steps}, seed=seed, lr=lr,
+        log_every=max(1, steps // 100), valid_every=max(1, steps // (10 if low else 5)),  # with 5 epochs: after each
+    )  # fmt: skip
+    return replace(settings, warmup_steps=min(settings.warmup_steps, steps - 1)), steps
+
+
+def check_families(rates: dict[str, float], where: str) -> None:
+    """Raise InputError when a family of the grid lacks its rate."""
+    if missing := RECIPE_RATES.keys() - rates.keys():
+        raise InputError(f"{where} has no learning rate for {', '.join(sorted(missing))}: run python experiments/search.py for this model")

@@ -1,0 +1,220 @@
+"""The report, from results/MODEL alone (runs.csv, curves, samples): no model, no data, no run is needed.
+
+    python experiments/report.py --results results/mini                      tables, samples, figures
+    python experiments/report.py --results results/mini --readme README.md   and the main table into the README
+
+Writes table.md (the poster's table, then every cell), samples.md (sentences beside their tables, with slot errors) and
+figures/*.svg and *.png. The same results give the same bytes. In README the main table stands between the comments
+`<!-- results:MODEL -->` and `<!-- /results:MODEL -->`; a test holds it to runs.csv (`readme_problems`).
+"""
+
+import argparse
+import re
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":  # so that this project's modules are found
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from evaluate import PERCENT, PUBLISHED
+from experiments.grid import BLEU_ELSEWHERE, WORDS
+from experiments.record import read_rows
+from experiments.summary import Summary, relative_time, summarise
+from files import InputError, exit_on_input_error, read_text, write_whole
+
+MAIN = ("zeroshot", "prompt", "embedding10", "infix10", "prefix5", "prefix20", "finetune")
+SECTIONS = {
+    "Prefix length": ("prefix1", "prefix3", "prefix5", "prefix10", "prefix20", "prefix40", "finetune"),
+    "Where the learned activations stand, and what computes them": (
+        "infix1", "infix10", "infix20", "embedding1", "embedding10", "embedding20", "prefix5", "prefix5-direct"),
+    "Initialisation, all data": ("init-random", "init-words"),
+    "Low data": tuple(f"low{n}-{mode}" for n in (50, 100, 200, 500) for mode in ("prefix", "finetune")),
+    "Nothing trained": ("zeroshot", "prompt"),
+}  # fmt: skip
+SAMPLED = ("prefix5", "prefix20", "infix10", "embedding10", "finetune", "prompt")
+HEADINGS = {"BLEU": "BLEU", "NIST": "NIST", "NIST_perl": "NIST (Perl)", "METEOR": "METEOR", "ROUGE_L": "ROUGE-L", "CIDEr": "CIDEr",
+            "values_said": "values said", "values_invented": "invented"}  # fmt: skip
+
+
+# ----------------------------------------------------------------------------- tables
+
+
+def score_text(cell: Summary, column: str) -> str:
+    """ "65.2 ± 0.4", in the papers' scale and digits; "–" where there is none."""
+    percent = column in PERCENT or column == "values_said"
+    scale, digits = (100, 1) if percent else (1, 2)
+    mean, spread = cell.mean(column), cell.spread(column)
+    if mean is None:
+        return "–"
+    text = f"{scale * mean:.{digits}f}" + ("" if spread is None else f" ± {scale * spread:.{digits}f}")
+    return text + (" %" if column == "values_said" else "")
+
+
+def count_text(cell: Summary, column: str) -> str:
+    """ "92,160 (0.07 %)": so many numbers, and their share of GPT-2's."""
+    n, whole = int(cell.first[column]), int(cell.first["parameters_gpt2"])
+    share = 100 * n / whole
+    return f"{n:,} ({share:.{0 if share >= 10 else 2}f} %)" if n else "none"
+
+
+def markdown(header: list[str], rows: list[list[str]]) -> str:
+    """A table."""
+    return "".join(f"| {' | '.join(row)} |\n" for row in (header, ["---"] * len(header), *rows))
+
+
+def main_table(cells: dict[str, Summary]) -> str:
+    """The poster's table: ours, and below what others report."""
+    columns = ("BLEU", "NIST", "NIST_perl", "METEOR", "ROUGE_L", "CIDEr", "values_said")
+    rows = [[cells[name].label, count_text(cells[name], "parameters_stored"), *(score_text(cells[name], c) for c in columns)]
+            for name in MAIN if name in cells]  # fmt: skip
+    for name, scores in PUBLISHED.items():
+        numbers = ["–" if c not in scores else f"{scores[c]:.{1 if c in PERCENT else 2}f}" for c in columns]
+        rows.append([f"*{name}*", "–", *numbers])
+    model = next(iter(cells.values())).first
+    head = f"{model['model']}, {model['data']}" + (f", weights {model['weights']}" if model["weights"] else "")
+    return markdown([head, "stored", *(HEADINGS[c] for c in columns)], rows) + "\n" + notes(cells)
+
+
+def notes(cells: dict[str, Summary]) -> str:
+    """How the main table's numbers were made."""
+    shown = [cells[name] for name in MAIN if name in cells]
+    row = shown[-1].first if shown else next(iter(cells.values())).first
+    several = [f"{cell.label}: {len(cell.rows)}" for cell in shown if len(cell.rows) > 1]
+    spread = f"± is the standard deviation over seeds ({'; '.join(several)}); the other rows are single runs" if several else "single runs"
+    trained = [cell.first for cell in shown if int(cell.first["steps"])]
+    budget = "; ".join(dict.fromkeys(f"{int(r['steps']):,} steps of {r['batch_size']}" for r in trained)) or "nothing trained"
+    return (
+        f"{row['tables']} test tables, beam {row['beam_size']} (length_norm {row['length_norm']}); {budget}; {spread}. Rows in italics are"
+        " others' numbers, on the paper's tokenised references. Values said: the share of the tables' values that the texts state"
+        f" (experiments/slots.py). Scores: `{row['signature']}`.\n"
+    )
+
+
+def section_table(cells: dict[str, Summary]) -> str:
+    """Every score of some cells, with the BLEU that others report for the like."""
+    columns = ("BLEU", "NIST", "NIST_perl", "METEOR", "ROUGE_L", "CIDEr", "values_said", "values_invented")
+    header = ["", "P", "lr", "steps", "seeds", *(HEADINGS[c] for c in columns), "BLEU elsewhere"]
+    rows = [
+        [c.label, c.first["prefix_len"] or "–", c.first["lr"] or "–", f"{int(c.first['steps']):,}", str(len(c.rows)),
+         *(score_text(c, column) for column in columns), BLEU_ELSEWHERE.get(name, "–")] for name, c in cells.items()
+    ]  # fmt: skip
+    return markdown(header, rows)
+
+
+def cost_table(cells: dict[str, Summary]) -> str:
+    """What each cell that is trained on all data costs in numbers, bytes and time."""
+    header = ["", "trained", "stored", "bytes on disk", "training, minutes", "examples/s", "time a step, fine-tuning = 1", "machine"]
+    rows = []
+    for cell in cells.values():
+        row, ratio = cell.first, relative_time(cell, cells)
+        if int(row["steps"]) and not row["train_examples"]:
+            rows.append([
+                cell.label, f"{int(row['parameters_trained']):,}", count_text(cell, "parameters_stored"), f"{int(row['bytes_on_disk']):,}",
+                f"{cell.mean('training_seconds') / 60:.1f}", f"{cell.mean('examples_per_s'):.1f}",
+                "–" if ratio is None else f"{ratio:.2f}", f"{row['machine']}, {row['dtype']}",
+            ])  # fmt: skip
+    return markdown(header, rows)
+
+
+def full_report(cells: dict[str, Summary]) -> str:
+    """table.md."""
+    parts = [main_table(cells)]
+    for title, names in SECTIONS.items():
+        if own := {name: cells[name] for name in names if name in cells}:
+            parts.append(f"## {title}\n\n{section_table(own)}")
+    parts.append(f"## Cost\n\n{cost_table(cells)}")
+    parts.append(
+        f"A prefix that begins as “{WORDS}” has as many positions as these words have tokens in the model's vocabulary. Invented: values"
+        " that a text states without support in its table, so many a table. Every run is a row of runs.csv.\n"
+    )
+    return "\n".join(parts)
+
+
+def samples_report(results: Path, cells: dict[str, Summary]) -> str:
+    """samples.md: the best and the worst sentences of some runs, beside their tables."""
+    parts = []
+    for cell in (cells[name] for name in SAMPLED if name in cells):
+        rows = read_rows(results / "samples" / f"{cell.first['run']}.csv")
+        if not rows:
+            name = cell.first["run"]
+            raise InputError(f"{results / 'samples'} has no {name}.csv, though runs.csv has the run: put it back, or delete the row")
+        parts.append(f"## {cell.label} ({cell.first['run']})\n")
+        for row in rows:
+            errors = [f"{verb} {row[column]}" for verb, column in (("omits", "omitted"), ("invents", "invented")) if row[column]]
+            judged = "; ".join(errors) or "says the whole table, and nothing else"
+            parts.append(
+                f"**{row['which']}**, {row['score']} {float(row['value']):.3f}: {judged}\n\n"
+                f"    table      {row['table']}\n    output     {row['output']}\n    reference  {row['reference']}\n"
+            )
+    return "\n".join(parts)
+
+
+# ----------------------------------------------------------------------------- the README
+
+
+def readme_blocks(text: str) -> dict[str, str]:
+    """model -> what stands between its two comments."""
+    return {m[1]: m[2] for m in re.finditer(r"<!-- results:(\S+) -->\n(.*?)<!-- /results:\1 -->", text, re.S)}
+
+
+def put_into_readme(readme: Path, results: Path) -> None:
+    """Write the main table between the model's comments. Raises InputError where README has none."""
+    text, model = read_text(readme), results.name
+    if model not in readme_blocks(text):
+        raise InputError(f"{readme} has no place for the table: write <!-- results:{model} --> and <!-- /results:{model} --> into it")
+    begin, end = f"<!-- results:{model} -->\n", f"<!-- /results:{model} -->"
+    before, _, rest = text.partition(begin)
+    with write_whole(readme) as file:
+        file.write(before + begin + main_table(summarise(results)) + end + rest.partition(end)[2])
+
+
+def readme_problems(readme: str, root: Path) -> list[str]:
+    """Where README's tables and the results in root/MODEL/runs.csv differ: [] if each is the other's."""
+    blocks = readme_blocks(readme)
+    missing = [model for model in blocks if not (root / model / "runs.csv").exists()]
+    problems = [f"README has a table of {model}, but {root / model} has no runs.csv" for model in missing]
+    for path in sorted(root.glob("*/runs.csv")):
+        model = path.parent.name
+        if model not in blocks:
+            problems.append(f"{path} is there, but README has no table of {model}")
+        elif blocks[model] != main_table(summarise(path.parent)):
+            command = f"python experiments/report.py --results {path.parent} --readme README.md"
+            problems.append(f"README's table of {model} is not that of {path}: {command}")
+    return problems
+
+
+# ----------------------------------------------------------------------------- all of it
+
+
+def write_report(results: Path) -> None:
+    """table.md, samples.md and, where matplotlib is installed, the figures."""
+    cells = summarise(results)
+    for name, text in (("table.md", full_report(cells)), ("samples.md", samples_report(results, cells))):
+        with write_whole(results / name) as file:
+            file.write(text)
+    print(f"\n{main_table(cells)}\n{results / 'table.md'}, {results / 'samples.md'}")
+    try:
+        from experiments.figures import draw_all
+    except ModuleNotFoundError as error:
+        if not (error.name or "").startswith("matplotlib"):
+            raise
+        print("no figures: matplotlib is not installed (pip install -r requirements-dev.txt)")
+        return
+    print(", ".join(str(path) for path in draw_all(results, cells)))
+
+
+@exit_on_input_error
+def main(argv: list[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(allow_abbrev=False, description="Make tables, samples and figures from results.")
+    parser.add_argument("--results", type=Path, required=True, help="a folder that reproduce.py wrote, e.g. results/mini")
+    parser.add_argument("--readme", type=Path, help="write the main table into this file too, between its comments")
+    given = parser.parse_args(argv)
+    results = given.results.resolve()
+    write_report(results)
+    if given.readme:
+        put_into_readme(given.readme, results)
+
+
+if __name__ == "__main__":
+    main()

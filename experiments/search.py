@@ -1,0 +1,136 @@
+"""The learning rates, one a family of cells, chosen on the validation set.
+
+    python experiments/search.py --model mini --data ../shared/e2e
+
+The recipe's rates belong to GPT-2 small and larger; a smaller model wants higher ones. For each family a cell that stands
+for it is trained for a part of its steps with neighbouring rates of a ladder, each about 3 times the one before. While the best
+is at an end of what was tried, the next rate beyond it is tried too. "Best" is the lowest validation loss (nats a token;
+where a run keeps its best weights, theirs); the test set is not looked at.
+
+Writes results/MODEL/search.csv, a row for each rate tried, a family's rows when it is done. Fewer steps favour higher rates
+a little: the choice is for a budget, which stands in the file.
+"""
+
+import argparse
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+if __name__ == "__main__":  # so that this project's modules are found
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from experiments.grid import RECIPE_RATES, Run, plan
+from experiments.record import number, read_rows, write_rows
+from files import InputError, exit_on_input_error, read_text
+from settings import add_flags
+from train import train
+
+ROOT = Path(__file__).resolve().parents[1]
+LADDER = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
+FIRST = (3, 4, 5)  # of the ladder, tried in any case
+REPRESENTATIVE = {
+    "prefix": "prefix5", "infix": "infix10", "embedding": "embedding10", "direct": "prefix5-direct", "finetune": "finetune",
+    "low-prefix": "low100-prefix", "low-finetune": "low100-finetune",
+}  # fmt: skip
+STEPS = 1000
+COLUMNS = ("family", "cell", "lr", "steps", "batch_size", "valid_loss", "chosen")
+BASE_FLAGS = ("model", "weights", "data", "epochs", "max_steps", "max_new_tokens", "device", "dtype")
+
+
+def search(results: Path, folder: Path, base: dict, max_steps: int = STEPS) -> dict[str, float]:
+    """Find the rate of each family that search.csv does not have yet; returns all rates.
+
+    results, folder    where search.csv and the runs' folders are; a search that was stopped goes on
+    base               as in grid.plan
+    """
+    steps = min(max_steps, base.get("max_steps") or max_steps)
+    runs = {run.cell.name: run for run in plan(base | {"max_steps": steps}, RECIPE_RATES, str(folder))[::-1]}  # the first seed's
+    for family in RECIPE_RATES:
+        if family not in read_rates(results):
+            losses = climb(lambda lr: try_rate(runs[REPRESENTATIVE[family]], lr))
+            best = min(losses, key=lambda lr: losses[lr])
+            run = runs[REPRESENTATIVE[family]]
+            rows = [{
+                "family": family, "cell": run.cell.name, "lr": f"{lr:g}", "steps": run.steps, "batch_size": run.settings.batch_size,
+                "valid_loss": number(losses[lr], 6), "chosen": "yes" if lr == best else "",
+            } for lr in sorted(losses)]  # fmt: skip
+            write_rows(results / "search.csv", COLUMNS, read_rows(results / "search.csv") + rows)
+            print(f"{family}: lr {best:g}, of {', '.join(row['lr'] for row in rows)}", flush=True)
+    return read_rates(results)
+
+
+def climb(loss_of) -> dict[float, float]:
+    """Try the first rates of the ladder, and go on at the end where the best is: rate -> loss (inf: diverged)."""
+    losses = {LADDER[i]: loss_of(LADDER[i]) for i in FIRST}
+    low, high = FIRST[0], FIRST[-1]
+    while True:
+        best = LADDER.index(min(losses, key=lambda lr: losses[lr]))
+        if best == low and low > 0:
+            low -= 1
+            losses[LADDER[low]] = loss_of(LADDER[low])
+        elif best == high and high < len(LADDER) - 1:
+            high += 1
+            losses[LADDER[high]] = loss_of(LADDER[high])
+        else:
+            return losses
+
+
+def try_rate(run: Run, lr: float) -> float:
+    """The validation loss that a run ends with at this learning rate; infinite if it diverges."""
+    print(f"\n== search: {run.cell.name}, lr {lr:g}, {run.steps} steps", flush=True)
+    folder = Path(f"{run.settings.out}-{run.steps}steps-lr{lr:g}")
+    try:
+        train(replace(run.settings, lr=lr, out=str(folder)), resume=True)
+    except InputError as error:
+        if "lower --lr" not in str(error):
+            raise
+        print(error)
+        return float("inf")
+    summary = json.loads(read_text(folder / "summary.json"))
+    return summary["best_valid_loss" if run.settings.keep == "best" else "valid_loss"]
+
+
+def read_rates(results: Path) -> dict[str, float]:
+    """The rates that a search has chosen: family -> rate."""
+    return {row["family"]: float(row["lr"]) for row in read_rows(results / "search.csv") if row["chosen"]}
+
+
+# ----------------------------------------------------------------------------- the command line
+
+
+def add_common_flags(parser: argparse.ArgumentParser) -> None:
+    """What the search and the grid are both told."""
+    add_flags(parser, BASE_FLAGS)
+    parser.add_argument("--out", type=Path, help="folder of the results (default: results/MODEL)")
+    parser.add_argument("--runs", type=Path, help="folder of the runs' folders (default: runs/MODEL-grid)")
+
+
+def read_common_flags(given: argparse.Namespace) -> tuple[dict, Path, Path]:
+    """(flags of train.py, folder of the results, folder of the runs)."""
+    base = {name: value for name, value in vars(given).items() if name in BASE_FLAGS}
+    name = Path(base.get("model", "gpt2")).resolve().name
+    if base.get("weights") == "random":
+        name += "-random"  # its results are no GPT-2's
+    return base, given.out or ROOT / "results" / name, given.runs or ROOT / "runs" / f"{name}-grid"
+
+
+@exit_on_input_error
+def main(argv: list[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(allow_abbrev=False, description="Choose the grid's learning rates on the validation set.")
+    add_common_flags(parser)
+    parser.add_argument("--search_steps", type=int, default=STEPS, help=f"updates of a run of the search, at most (default: {STEPS})")
+    given = parser.parse_args(argv)
+    if given.search_steps < 1:
+        raise InputError(f"--search_steps {given.search_steps}: must be at least 1")
+    base, results, folder = read_common_flags(given)
+    try:
+        search(results, folder / "search", base, given.search_steps)
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

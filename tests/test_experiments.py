@@ -1,0 +1,458 @@
+"""The experiment: a grid of tiny runs from end to end, killed and taken up again, and the report made from its results alone."""
+
+import csv
+import dataclasses
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import evaluate
+import metrics
+import train as train_module
+from e2e_data import group_references, load_split, load_tokenizer
+from evaluate import decode
+from experiments import estimate, grid, record, report, reproduce, search
+from experiments.record import COLUMNS, data_label, read_rows, read_runs, write_rows
+from experiments.slots import SlotChecker
+from experiments.zero_shot import zero_shot
+from files import InputError, sha256_of
+from prefix import Prefix
+from settings import Settings
+from weights import load_gpt2
+
+ROOT = Path(__file__).resolve().parent.parent
+RATE = 3e-3
+CELLS = ("zeroshot", "prompt", "finetune", "prefix5", "prefix1", "infix10", "embedding10", "prefix5-direct", "init-*", "low50-*")
+
+
+def arguments(world, folder, *more: str, steps: int = 4) -> list[str]:
+    """The command line of a small grid with its results in folder / "tiny"."""
+    return ["--model", str(world / "model"), "--data", str(world / "data"), "--max_steps", str(steps), "--max_new_tokens", "12",
+            "--device", "cpu", "--dtype", "fp32", "--out", str(folder / "tiny"), "--runs", str(folder / "runs"), *more]  # fmt: skip
+
+
+def write_rates(folder: Path) -> None:
+    """What a search would have left."""
+    rows = [{"family": family, "lr": RATE, "chosen": "yes"} for family in grid.RECIPE_RATES]
+    write_rows(folder / "tiny" / "search.csv", search.COLUMNS, rows)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """The bytes of each file below a folder."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def made(world, tmp_path_factory):
+    """A grid that has run: folder / "tiny" (results) and folder / "runs". Read only."""
+    folder = tmp_path_factory.mktemp("experiment")
+    write_rates(folder)
+    reproduce.main(arguments(world, folder, "--seeds", "1", "2", "--only", *CELLS))
+    return folder
+
+
+@pytest.fixture
+def no_report(monkeypatch):
+    """For tests that look at the runs alone: drawing figures takes its time."""
+    monkeypatch.setattr(reproduce, "write_report", lambda results: None)
+
+
+# ----------------------------------------------------------------------------- the grid
+
+
+def test_the_grid_is_the_issues_with_the_recipes_settings(world):
+    base = {"model": str(world / "model"), "data": str(world / "data"), "device": "cpu"}
+    runs = {run.name: run for run in grid.plan(base, grid.RECIPE_RATES, "runs/x")}
+    seeds = {run.cell.name: [] for run in runs.values()}
+    for run in runs.values():
+        seeds[run.cell.name].append(run.settings.seed)
+    lengths = [f"prefix{P}" for P in (1, 3, 5, 10, 20, 40)] + [f"{mode}{P}" for mode in ("infix", "embedding") for P in (1, 10, 20)]
+    low = [f"low{n}-{mode}" for n in (50, 100, 200, 500) for mode in ("prefix", "finetune")]
+    assert set(seeds) == {"zeroshot", "prompt", "finetune", "prefix5-direct", "init-random", "init-words", *lengths, *low}
+    assert {name: s for name, s in seeds.items() if len(s) > 1} == {"prefix5": [101, 102, 103], "finetune": [101, 102, 103]}
+    defaults, tuned = (Settings(mode=mode, **base).resolve() for mode in ("prefix", "finetune"))  # what train.py does without flags
+    where = {"out", "log_every", "valid_every"}
+    for name, expected in (("prefix5-seed101", defaults), ("finetune-seed101", tuned)):
+        own = dataclasses.asdict(runs[name].settings)
+        assert {key for key, value in dataclasses.asdict(expected).items() if own[key] != value} <= where
+        assert runs[name].steps == 5 * 12 and own["valid_every"] == 12  # after each epoch of 120 examples
+    s = runs["low50-prefix-seed101"].settings
+    assert (s.lr, s.max_steps, s.warmup_steps, s.train_examples, s.keep, s.init_text) == (5e-5, 200, 100, 50, "best", "table-to-text:")
+    assert {name: runs[f"{name}-seed101"].steps for name in low} == dict(zip(low, (200, 100, 200, 100, 200, 200, 400, 400)))
+    assert runs["low100-finetune-seed101"].settings.warmup_steps == 99  # the rate rises to the last step
+    n_words = len(load_tokenizer(str(world / "model")).encode_ordinary(" table-to-text:"))
+    assert [runs[f"{name}-seed101"].settings.prefix_len for name in ("init-words", "init-random", "low50-prefix")] == [n_words] * 3
+    assert runs["prefix5-direct-seed101"].settings.no_reparam and not runs["init-random-seed101"].settings.init_text
+
+
+@pytest.mark.skipif(not (os.environ.get("TIKTOKEN_CACHE_DIR") or (ROOT.parent / "shared" / "tiktoken_cache").exists()),
+                    reason="GPT-2's vocabulary is not at hand (../shared/tiktoken_cache or TIKTOKEN_CACHE_DIR)")  # fmt: skip
+def test_for_gpt2_the_words_are_six_tokens(world, monkeypatch):
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", os.environ.get("TIKTOKEN_CACHE_DIR") or str(ROOT.parent / "shared" / "tiktoken_cache"))
+    runs = {run.name: run for run in grid.plan({"data": str(world / "data"), "device": "cpu"}, grid.RECIPE_RATES, "runs/x")}
+    assert {runs[f"{name}-seed101"].settings.prefix_len for name in ("init-words", "init-random", "low500-prefix")} == {6}
+    assert runs["prefix5-seed101"].settings.model == "gpt2"
+
+
+def test_gpt2_takes_the_recipes_rates_and_other_models_those_of_the_search(tmp_path):
+    for base in ({}, {"model": "gpt2-medium"}, {"model": "gpt2", "weights": "random"}):
+        assert reproduce.rates_for(base, tmp_path, tmp_path, dry_run=False) == grid.RECIPE_RATES
+    write_rates(tmp_path)
+    assert set(reproduce.rates_for({}, tmp_path / "tiny", tmp_path, dry_run=False).values()) == {RATE}
+    rows = read_rows(tmp_path / "tiny" / "search.csv")
+    write_rows(tmp_path / "tiny" / "search.csv", search.COLUMNS, rows[1:])
+    with pytest.raises(InputError, match="has no learning rate for prefix: run python experiments/search.py"):
+        reproduce.rates_for({}, tmp_path / "tiny", tmp_path, dry_run=False)
+
+
+def test_every_cell_has_a_place_in_the_report():
+    cells = {cell.name for cell in grid.grid(6)}
+    assert cells == {name for names in report.SECTIONS.values() for name in names}
+    assert cells >= {*report.MAIN, *report.SAMPLED, *grid.BLEU_ELSEWHERE, *search.REPRESENTATIVE.values()}
+    assert search.REPRESENTATIVE.keys() == grid.RECIPE_RATES.keys() == {cell.rate for cell in grid.grid(6) if cell.rate}
+
+
+# ----------------------------------------------------------------------------- runs from end to end
+
+
+def test_a_grid_runs_from_end_to_end(world, made):
+    rows = read_runs(made / "tiny")
+    cells = ("finetune", "prefix5", "prefix1", "infix10", "embedding10", "prefix5-direct", "init-random", "init-words", "low50-prefix",
+             "low50-finetune")  # fmt: skip
+    both = ("finetune", "prefix5")
+    expected = [f"{cell}-seed{seed}" for cell in cells for seed in (1, 2) if seed == 1 or cell in both]
+    assert list(rows) == ["zeroshot", "prompt", *expected]  # in the grid's order
+    groups = group_references(load_split(str(world / "data"), "test"))
+    for name, row in rows.items():
+        outputs = (made / "tiny" / "outputs" / f"{name}.txt").read_text().split("\n")[:-1]
+        scores = metrics.score(outputs, list(groups.values()))
+        for key in metrics.CORPUS_KEYS:
+            assert row[key] == (f"{scores[key]:.6f}" if key in scores else "")
+        assert row["revision"] and row["machine"] == "CPU, 1 thread"
+        assert (row["dtype"], row["model"], row["data"]) == ("fp32", "model", "data")
+        trained = name not in ("zeroshot", "prompt")
+        assert row["steps"] == ("4" if trained else "0") and (float(row["training_seconds"] or 0) > 0) == trained
+        curve = read_rows(made / "tiny" / "curves" / f"{name}.csv")
+        assert [line["step"] for line in curve] == (["1", "2", "3", "4"] if trained else [])
+        assert not trained or curve[-1]["valid_loss"] == row["valid_loss"] != ""
+    L, C, whole = 2, 64, sum(p.numel() for p in load_gpt2(str(world / "model")).parameters())
+    stored = {name: int(row["parameters_stored"]) for name, row in rows.items()}
+    assert stored["prefix5-seed1"] == stored["prefix5-direct-seed1"] == 5 * 2 * L * C and stored["infix10-seed1"] == 10 * 2 * L * C
+    assert (stored["embedding10-seed1"], stored["finetune-seed1"], stored["zeroshot"], stored["prompt"]) == (10 * C, whole, 0, 0)
+    assert int(rows["prefix5-direct-seed1"]["parameters_trained"]) == stored["prefix5-direct-seed1"]
+    assert int(rows["prefix1-seed1"]["bytes_on_disk"]) == (made / "runs" / "prefix1-seed1" / "prefix.safetensors").stat().st_size
+    low = rows["low50-prefix-seed1"]
+    assert (low["training_examples"], low["warmup_steps"], low["keep"], low["init_text"]) == ("50", "3", "best", "table-to-text:")
+    assert (low["prompt"], rows["prompt"]["prompt"], rows["zeroshot"]["prompt"]) == ("", "table-to-text:", "")
+    assert rows["prefix5-seed1"]["BLEU"] != "" and rows["finetune-seed1"]["valid_loss"] != rows["finetune-seed2"]["valid_loss"]
+    assert (made / "tiny" / "table.md").exists() and len(list((made / "tiny" / "figures").iterdir())) == 2 * 5
+
+
+def test_finished_runs_are_skipped(world, made, monkeypatch, capsys):
+    before = contents(made)
+    for module, name in ((train_module, "update"), (evaluate, "beam_search")):
+        monkeypatch.setattr(module, name, lambda *_, **__: pytest.fail("something was run again"))
+    reproduce.main(arguments(world, made, "--seeds", "1", "2", "--only", *CELLS))
+    assert "14 runs: 14 are done, 0 to go" in capsys.readouterr().out
+    assert contents(made) == before
+
+
+def test_a_run_of_other_settings_is_not_taken_for_the_recorded_one(world, made, no_report, capsys):
+    before = contents(made)
+    with pytest.raises(SystemExit) as stopped:
+        reproduce.main(arguments(world, made, "--seeds", "1", "--only", "prefix1", steps=5))
+    assert stopped.value.code == 1 and contents(made) == before
+    assert "runs.csv has prefix1-seed1 with steps 4, not 5: choose another --out and --runs" in capsys.readouterr().err
+
+
+def test_a_grid_stopped_in_a_run_goes_on_in_it_and_ends_with_the_same_results(world, tmp_path, no_report, monkeypatch, capsys):
+    cells = ("--seeds", "1", "--only", "finetune", "infix1")
+    for name in ("whole", "stopped"):
+        write_rates(tmp_path / name)
+    reproduce.main(arguments(world, tmp_path / "whole", *cells, steps=6))
+    update, calls = train_module.update, []
+
+    def shut_down_in_the_second_run(*args):
+        calls.append(1)
+        if len(calls) == 9:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return update(*args)
+
+    monkeypatch.setattr(train_module, "update", shut_down_in_the_second_run)
+    with pytest.raises(SystemExit) as stopped:
+        reproduce.main(arguments(world, tmp_path / "stopped", *cells, steps=6))
+    assert stopped.value.code == 130 and list(read_runs(tmp_path / "stopped" / "tiny")) == ["finetune-seed1"]
+    assert (tmp_path / "stopped" / "runs" / "infix1-seed1" / "checkpoint.pt").exists()
+    monkeypatch.setattr(train_module, "update", update)
+    reproduce.main(arguments(world, tmp_path / "stopped", *cells, steps=6))
+    assert "resuming at step 3 of 6" in capsys.readouterr().out
+    measured = ("training_seconds", "examples_per_s", "validation_seconds", "decoding_seconds")
+    one, other = ([{k: v for k, v in row.items() if k not in measured} for row in read_runs(tmp_path / name / "tiny").values()]
+                  for name in ("whole", "stopped"))  # fmt: skip
+    assert one == other and len(one) == 2
+    for kind in ("outputs", "curves", "samples"):
+        assert contents(tmp_path / "whole" / "tiny" / kind) == contents(tmp_path / "stopped" / "tiny" / kind)
+
+
+KILLED = """
+import os, signal, sys
+sys.path.insert(0, sys.argv[1])
+import torch
+import train
+from experiments import reproduce
+
+torch.set_num_threads(1)
+update, calls = train.update, []
+
+def update_until_the_second_run(*args):
+    calls.append(1)
+    if len(calls) == 6:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return update(*args)
+
+train.update = update_until_the_second_run
+reproduce.main(sys.argv[2:])
+"""
+
+
+def test_a_grid_that_was_killed_outright_keeps_its_finished_runs_and_goes_on(world, tmp_path, no_report):
+    write_rates(tmp_path)
+    own = arguments(world, tmp_path, "--seeds", "1", "--only", "prefix1", "infix1")
+    process = subprocess.run([sys.executable, "-c", KILLED, str(ROOT), *own], capture_output=True, text=True)
+    assert process.returncode == -signal.SIGKILL and "== 2 of 2: infix1-seed1" in process.stdout
+    rows = read_runs(tmp_path / "tiny")
+    assert list(rows) == ["prefix1-seed1"]
+    reproduce.main(own)
+    assert read_runs(tmp_path / "tiny")["prefix1-seed1"] == rows["prefix1-seed1"] and len(read_runs(tmp_path / "tiny")) == 2
+
+
+def test_a_failing_run_is_reported_and_the_others_go_on(world, tmp_path, monkeypatch, capsys):
+    write_rates(tmp_path)
+
+    def broken(*_):
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(reproduce, "zero_shot", broken)
+    with pytest.raises(SystemExit) as ended:
+        reproduce.main(arguments(world, tmp_path, "--seeds", "1", "--only", "zeroshot", "low200-finetune", "low50-finetune"))
+    assert ended.value.code == 1 and list(read_runs(tmp_path / "tiny")) == ["low50-finetune-seed1"]
+    err = capsys.readouterr().err
+    assert "failed: low200-finetune-seed1: --train_examples 200: there are only 120" in err
+    assert "failed: zeroshot: ZeroDivisionError: a bug" in err
+    assert "fine-tune, 50 examples" in (tmp_path / "tiny" / "table.md").read_text()
+    write_rates(tmp_path / "none")
+    with pytest.raises(SystemExit) as ended:  # where all fail there is nothing to report on
+        reproduce.main(arguments(world, tmp_path / "none", "--seeds", "1", "--only", "zeroshot"))
+    assert ended.value.code == 1 and "failed: zeroshot: ZeroDivisionError: a bug" in capsys.readouterr().err
+
+
+def test_a_dry_run_prints_runs_and_estimate_and_writes_nothing(world, tmp_path, capsys):
+    reproduce.main(arguments(world, tmp_path, "--dry_run", "--only", "prefix*", "low50-*"))
+    out = capsys.readouterr().out
+    assert re.search(r"^prefix5-seed103 +4 steps  lr 8e-05 ", out, re.M) and not re.search("^finetune|^infix", out, re.M)
+    assert "to be searched first" in out and re.search(r"^11 runs to go, estimated time: \d+:\d\d:\d\d$", out, re.M)
+    assert contents(tmp_path) == {}
+    with pytest.raises(SystemExit) as stopped:
+        reproduce.main(arguments(world, tmp_path, "--dry_run", "--only", "prefx*"))
+    assert stopped.value.code == 2 and "--only prefx* matches no run: the cells are zeroshot, prompt," in capsys.readouterr().err
+
+
+def test_the_estimate_adds_up_what_finished_runs_took(world, made):
+    rows = read_runs(made / "tiny")
+    took = {"training_seconds": "8", "validation_seconds": "6", "decoding_seconds": "5", "validations": "2"}
+    rows = {name: row | took | ({"training_seconds": "20"} if row["mode"] == "finetune" else {}) for name, row in rows.items()}
+    base = {"model": str(world / "model"), "data": str(world / "data"), "device": "cpu", "dtype": "fp32", "max_steps": 10}
+    runs = {run.name: run for run in grid.plan(base, grid.RECIPE_RATES, "runs/x")}
+    costs = estimate.costs_of(list(runs.values()), rows)
+    assert costs == {"prefix": (2, 3, 5), "finetune": (5, 3, 5)}
+    seconds = {name: estimate.seconds(runs[name], costs) for name in ("prefix5-seed101", "finetune-seed101", "zeroshot")}
+    assert seconds == {"prefix5-seed101": 10 * 2 + 5 * 3 + 5, "finetune-seed101": 10 * 5 + 5 * 3 + 5, "zeroshot": 5}
+    elsewhere = {name: row | {"machine": "another"} for name, row in rows.items()}
+    assert estimate.from_rows(elsewhere, runs["prefix5-seed101"].settings) == {}
+
+
+# ----------------------------------------------------------------------------- nothing trained
+
+
+def test_words_in_front_are_the_prefix_that_these_words_are(world, tmp_path):
+    s = Settings(mode="finetune", model=str(world / "model"), data=str(world / "data"), device="cpu", dtype="fp32", max_new_tokens=12,
+                 out=str(tmp_path / "prompt")).resolve()  # fmt: skip
+    outputs = (zero_shot(s, "table-to-text:") / "outputs.txt").read_text().splitlines()
+    plain = (zero_shot(dataclasses.replace(s, out=str(tmp_path / "plain"))) / "outputs.txt").read_text().splitlines()
+    model, tokenizer = load_gpt2(s.model).eval(), load_tokenizer(s.model)
+    words = torch.tensor(tokenizer.encode_ordinary(" table-to-text:"))
+    prefix = Prefix(model.config, len(words), mid_dim=0)
+    prefix.init_from_words(model, words)
+    sources = list(group_references(load_split(s.data, "test")))
+    assert plain == decode(model, tokenizer, sources, s)
+    prefix.attach(model)
+    assert outputs == decode(model, tokenizer, sources, s) != plain
+    assert json.loads((tmp_path / "prompt" / "summary.json").read_text())["parameters"]["stored"] == 0
+
+
+# ----------------------------------------------------------------------------- learning rates
+
+
+@pytest.mark.parametrize("best, tried", [(1e-3, search.LADDER[3:6]), (1e-4, search.LADDER[1:6]), (1e-2, search.LADDER[3:8]),
+                                         (0.0, search.LADDER[:6]), (9.0, search.LADDER[3:])])  # fmt: skip
+def test_the_search_goes_on_at_the_end_where_the_best_rate_is(best, tried):
+    assert sorted(search.climb(lambda lr: abs(lr - best))) == list(tried)
+
+
+def test_the_search_takes_the_rate_with_the_lowest_validation_loss_and_goes_on_where_it_stopped(world, tmp_path, monkeypatch):
+    monkeypatch.setattr(search, "LADDER", (1e-4, 1e-3, 1e-2, 1e-1))
+    monkeypatch.setattr(search, "FIRST", (1, 2))
+    base = {"model": str(world / "model"), "data": str(world / "data"), "device": "cpu", "dtype": "fp32", "max_new_tokens": 4}
+    train, given = search.train, []
+
+    def interrupted(settings, **how):
+        if settings.mode == "embedding":
+            raise KeyboardInterrupt
+        given.append(settings)
+        return train(settings, **how)
+
+    monkeypatch.setattr(search, "train", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        search.search(tmp_path, tmp_path / "runs", base, max_steps=2)
+    assert list(search.read_rates(tmp_path)) == ["prefix", "infix"]  # the families that are done
+    before = (tmp_path / "search.csv").read_text()
+    monkeypatch.setattr(search, "train", lambda settings, **how: (given.append(settings), train(settings, **how))[1])
+    first = len(given)
+    rates = search.search(tmp_path, tmp_path / "runs", base, max_steps=2)
+    assert rates.keys() == grid.RECIPE_RATES.keys() and (tmp_path / "search.csv").read_text().startswith(before)
+    assert {(s.mode, s.no_reparam, s.train_examples) for s in given[first:]} == {  # nothing of the families that were done
+        ("embedding", False, None), ("prefix", True, None), ("finetune", False, None), ("prefix", False, 100), ("finetune", False, 100)}  # fmt: skip
+    for family in rates:
+        rows = [row for row in read_rows(tmp_path / "search.csv") if row["family"] == family]
+        assert [row["lr"] for row in rows if row["chosen"]] == [min(rows, key=lambda row: float(row["valid_loss"] or "inf"))["lr"]]
+        assert len(rows) >= 2 and {row["steps"] for row in rows} == {"2"}
+
+
+def test_a_rate_at_which_training_diverges_is_no_choice(world, tmp_path):
+    base = {"model": str(world / "model"), "data": str(world / "data"), "device": "cpu", "dtype": "fp32", "max_steps": 6}
+    run = next(run for run in grid.plan(base, grid.RECIPE_RATES, str(tmp_path)) if run.cell.name == "finetune")
+    assert search.try_rate(run, 1e30) == float("inf")
+    assert search.climb(lambda lr: float("inf") if lr > 5e-4 else 1 / lr).keys() >= {1e-4, 3e-4, 1e-3}
+    with pytest.raises(InputError, match="no train data"):
+        (tmp_path / "empty").mkdir()
+        search.try_rate(dataclasses.replace(run, settings=dataclasses.replace(run.settings, data=str(tmp_path / "empty"))), 1e-3)
+
+
+# ----------------------------------------------------------------------------- the report
+
+
+def test_the_report_is_made_again_from_the_results_alone_to_the_byte(made, tmp_path):
+    shutil.copytree(made / "tiny", tmp_path / "tiny", ignore=shutil.ignore_patterns("*.md", "figures", "outputs", "search.csv"))
+    report.main(["--results", str(tmp_path / "tiny")])
+    old, new = contents(made / "tiny"), contents(tmp_path / "tiny")
+    assert new == {name: old[name] for name in new}
+    assert {name for name in old if not name.startswith("outputs/")} - {"search.csv"} == new.keys()
+    assert not any(b"<dc:date>" in text for name, text in new.items() if name.endswith(".svg"))
+
+
+def test_the_table_states_mean_and_spread_over_seeds(made, tmp_path):
+    rows = list(read_runs(made / "tiny").values())
+    for row in rows:
+        if row["cell"] == "prefix5":
+            row["BLEU"] = {"1": "0.60", "2": "0.64"}[row["seed"]]  # mean 62, deviations of 2 points: s = sqrt(8 / 1)
+    write_rows(tmp_path / "runs.csv", COLUMNS, rows)
+    table = report.main_table(report.summarise(tmp_path))
+    prefix5 = next(line for line in table.splitlines() if line.startswith("| prefix, P = 5 |"))
+    assert prefix5.startswith("| prefix, P = 5 | 1,280 (0.94 %) | 62.0 ± 2.8 |")
+    assert "± is the standard deviation over seeds (prefix, P = 5: 2; fine-tune: 2); the other rows are single runs" in table
+    assert "| *poster, prefix 0.1 %* | – | 68.5 | – | 8.71 | 44.3 | 70.4 | 2.34 | – |" in table  # the Perl variant's NIST
+    assert "| untuned | none |" in table
+
+
+def test_the_samples_are_the_best_and_the_worst_with_their_slot_errors(world, made):
+    outputs = (made / "tiny" / "outputs" / "finetune-seed1.txt").read_text().split("\n")[:-1]
+    groups = group_references(load_split(str(world / "data"), "test"))
+    score = "ROUGE_L" if metrics.unavailable() else "METEOR"
+    values = sorted(s[score] for s in metrics.score(outputs, list(groups.values()), per_segment=True)["segments"])
+    rows = read_rows(made / "tiny" / "samples" / "finetune-seed1.csv")
+    assert [row["which"] for row in rows] == ["best"] * 3 + ["worst"] * 3 and {row["score"] for row in rows} == {score}
+    assert [float(row["value"]) for row in rows] == pytest.approx([*values[:-4:-1], *values[:3]], abs=1e-4)
+    checker, sheet = SlotChecker(groups), (made / "tiny" / "samples.md").read_text()
+    for row in rows:
+        assert row["output"] == outputs[list(groups).index(row["table"])]
+        assert row["omitted"].split("; ") == checker.check(row["table"], row["output"]).omitted
+        assert f"table      {row['table']}\n    output     {row['output']}\n" in sheet
+
+
+def test_without_meteors_tables_there_is_a_dash_and_the_samples_go_by_rouge(world, made, tmp_path, monkeypatch):
+    monkeypatch.setattr(metrics.meteor, "available", lambda: "no tables here")
+    groups = group_references(load_split(str(world / "data"), "test"))
+    outputs = (made / "tiny" / "outputs" / "finetune-seed1.txt").read_text().split("\n")[:-1]
+    checked = [SlotChecker(groups).check(source, output) for source, output in zip(groups, outputs)]
+    values = sorted(s["ROUGE_L"] for s in metrics.score(outputs, list(groups.values()), per_segment=True)["segments"])
+    samples = record.pick_samples(groups, outputs, checked)
+    assert {row["score"] for row in samples} == {"ROUGE_L"} and float(samples[0]["value"]) == pytest.approx(values[-1], abs=1e-4)
+    write_rows(tmp_path / "runs.csv", COLUMNS, [row | {"METEOR": ""} for row in read_runs(made / "tiny").values()])
+    row = next(line for line in report.main_table(report.summarise(tmp_path)).splitlines() if line.startswith("| fine-tune |"))
+    assert [cell.strip() for cell in row.split("|")][6] == "–"
+
+
+def test_without_matplotlib_there_are_tables_and_no_figures(made, tmp_path, monkeypatch, capsys):
+    shutil.copytree(made / "tiny", tmp_path / "tiny", ignore=shutil.ignore_patterns("*.md", "figures"))
+    monkeypatch.delitem(sys.modules, "experiments.figures")
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    report.main(["--results", str(tmp_path / "tiny")])
+    assert "no figures: matplotlib is not installed (pip install -r requirements-dev.txt)" in capsys.readouterr().out
+    assert (tmp_path / "tiny" / "table.md").read_bytes() == (made / "tiny" / "table.md").read_bytes()
+    assert not (tmp_path / "tiny" / "figures").exists()
+
+
+def test_readmes_tables_are_those_of_the_results():
+    assert report.readme_problems((ROOT / "README.md").read_text(encoding="utf-8"), ROOT / "results") == []
+
+
+def test_a_readme_that_differs_from_the_results_is_noticed_and_can_be_put_right(made, tmp_path, capsys):
+    readme = tmp_path / "README.md"
+    readme.write_text("# Title\n\nSome text.\n")
+    assert "README has no table of tiny" in report.readme_problems(readme.read_text(), made)[0]
+    with pytest.raises(SystemExit):
+        report.main(["--results", str(made / "tiny"), "--readme", str(readme)])
+    assert "write <!-- results:tiny --> and <!-- /results:tiny --> into it" in capsys.readouterr().err
+    readme.write_text("# Title\n\n<!-- results:tiny -->\n<!-- /results:tiny -->\n\nSome text.\n")
+    report.put_into_readme(readme, made / "tiny")
+    text = readme.read_text()
+    assert report.readme_problems(text, made) == [] and text.startswith("# Title\n\n<!--") and text.endswith("-->\n\nSome text.\n")
+    bleu = re.search(r"\| fine-tune \| .*?\| ([\d.]+) ± ", text)[1]
+    changed = text.replace(f"| {bleu} ± ", f"| {float(bleu) + 0.1:.1f} ± ", 1)
+    assert "README's table of tiny is not that of" in report.readme_problems(changed, made)[0]
+    nowhere = tmp_path / "nowhere"
+    assert report.readme_problems(text, nowhere) == [f"README has a table of tiny, but {nowhere / 'tiny'} has no runs.csv"]
+
+
+def test_results_that_this_program_did_not_write_are_refused(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        report.main(["--results", str(tmp_path)])
+    assert "holds no run" in capsys.readouterr().err
+    with open(tmp_path / "runs.csv", "w", newline="") as file:
+        csv.writer(file).writerows([["run", "BLEU"], ["a", "0.5"]])
+    with pytest.raises(InputError, match="does not have the columns that this program writes"):
+        read_runs(tmp_path)
+
+
+def test_the_papers_files_are_known_by_their_checksums_wherever_they_lie(world, tmp_path, monkeypatch):
+    (tmp_path / "somewhere").mkdir()
+    sums = {}
+    for path in (world / "data").iterdir():
+        shutil.copy(path, tmp_path / "somewhere")
+        sums[path.name] = sha256_of(path)
+    assert data_label(str(tmp_path / "somewhere")) == "somewhere" and data_label(None) == "E2E, the paper's files"
+    monkeypatch.setattr(record, "SHA256", sums)
+    data_label.cache_clear()
+    assert data_label(str(tmp_path / "somewhere")) == "E2E, the paper's files"
+    (tmp_path / "somewhere" / "src1_test.txt").write_text("name : A||A \n")
+    data_label.cache_clear()
+    assert data_label(str(tmp_path / "somewhere")) == "somewhere"
+    data_label.cache_clear()
