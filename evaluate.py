@@ -66,7 +66,7 @@ def decode(
     prompts = [encode_prompt(tokenizer, source) for source in sources]
     banned, end = newline_tokens(tokenizer), tokenizer.eot_token
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    texts: dict[int, str] = {}  # by the source's place
+    texts = [""] * len(prompts)
     began = time.monotonic()
     for start in ranks.share(range(0, len(order), batch_size)):
         batch = order[start : start + batch_size]
@@ -79,8 +79,7 @@ def decode(
             done = min(start + ranks.size() * batch_size, len(order))  # the other ranks are about as far
             left = (time.monotonic() - began) / done * (len(order) - done)
             print(f"\rdecoded {done}/{len(order)} tables, {left:.0f} s left ", end="\n" if done == len(order) else "", file=sys.stderr)
-    texts = ranks.merged(texts)
-    return [texts[i] for i in range(len(prompts))]
+    return ["".join(parts) for parts in zip(*ranks.gathered(texts))]  # a text is at one rank, and empty at the others
 
 
 # ----------------------------------------------------------------------------- scoring
@@ -95,45 +94,34 @@ def evaluate_run(folder: str | Path, batch_size: int = 16, split: str = "test", 
     Returns the scores in the reference scorer's scale.
     """
     folder = Path(folder)
-    settings, model, tokenizer, groups = ranks.all_do(load_all, folder, split, changes)
+    own = load_settings(folder)
+    settings, model = load_run(folder, **changes)
+    tokenizer = load_tokenizer(settings.model)
+    groups = group_references(load_split(settings.data, split))
+    check_room(settings, model, list(groups), tokenizer)
     began = time.monotonic()
     outputs = decode(model, tokenizer, list(groups), settings, batch_size, show=True)
     seconds = time.monotonic() - began
-    # One rank scores: it takes seconds, fewer than it would to share out the tables of METEOR and gather the counts.
-    scores = ranks.first_does(metrics.score, outputs, list(groups.values()))
+    scores = ranks.first_does(metrics.score, outputs, list(groups.values()))  # seconds, which sharing out would not shorten
+    if ranks.rank() > 0:
+        return scores
 
-    own = load_settings(folder)
     searched = {name: getattr(settings, name) for name in ("beam_size", "length_norm", "max_new_tokens")}
     other = [f"{name}_{value}" for name, value in searched.items() if value != getattr(own, name)]
     ending = "-".join(["", *([] if split == "test" else [split]), *other])
     references = "the paper's tokenised files" if settings.data is None else str(find_split(Path(settings.data), split))
-    about = {
+    with write_whole(folder / f"outputs{ending}.txt") as file:
+        file.writelines(text + "\n" for text in outputs)
+    write_json(folder / f"scores{ending}.json", scores)
+    write_json(folder / f"evaluation{ending}.json", {
         "tables": len(outputs), "references": references, **searched, "batch_size": batch_size,
         "decoding_seconds": round(seconds, 1), "machine": describe_machine(settings), "signature": metrics.signature(),
-    }  # fmt: skip
-    ranks.first_does(write_evaluation, folder, ending, outputs, scores, about)
+    })  # fmt: skip
     print(f"{len(outputs)} tables decoded in {seconds:.0f} s (beam {settings.beam_size}, length_norm {settings.length_norm})")
     print_table({f"this run: {folder.name}": scores}, references)
     for (source, targets), output in list(zip(groups.items(), outputs))[:3]:
         print(f"\n  table      {source}\n  reference  {targets[0]}\n  output     {output}")
     return scores
-
-
-def load_all(folder: Path, split: str, changes: dict) -> tuple[Settings, GPT2, tiktoken.Encoding, dict[str, list[str]]]:
-    """What is needed to decode a split with a run: settings, model, tokeniser, and the references by table."""
-    settings, model = load_run(folder, **changes)
-    tokenizer = load_tokenizer(settings.model)
-    groups = group_references(load_split(settings.data, split))
-    check_room(settings, model, list(groups), tokenizer)
-    return settings, model, tokenizer, groups
-
-
-def write_evaluation(folder: Path, ending: str, outputs: list[str], scores: dict[str, float], about: dict) -> None:
-    """The three files of an evaluation."""
-    with write_whole(folder / f"outputs{ending}.txt") as file:
-        file.writelines(text + "\n" for text in outputs)
-    write_json(folder / f"scores{ending}.json", scores)
-    write_json(folder / f"evaluation{ending}.json", about)
 
 
 def say_table(folder: str | Path, table: str, **changes) -> str:

@@ -177,6 +177,8 @@ def pick_device(name: str) -> str:
         name = ranks.own_gpu()
     try:
         torch.empty(1, device=name).cpu()
+        if name.startswith("cuda:"):
+            torch.cuda.set_device(name)  # else what names no GPU would be done on the first
     except (RuntimeError, AssertionError, ImportError) as error:  # PyTorch says "not compiled with" in either way
         raise InputError(f"--device {name} cannot be used here: {str(error).splitlines()[0]}") from None
     return name

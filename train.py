@@ -77,7 +77,7 @@ def validation_loss(model: GPT2, examples: list[Encoded], settings: Settings, pa
     for start in ranks.share(range(0, len(by_length), batch_size)):
         with autocast(settings):
             total += batch_loss(model, collate(by_length[start : start + batch_size], pad).to(settings.device)).item()
-    return ranks.total(total) / sum(len(ids) - n_prompt for ids, n_prompt in examples)
+    return sum(ranks.gathered(total)) / sum(len(ids) - n_prompt for ids, n_prompt in examples)
 
 
 class StopSignal:
@@ -116,12 +116,12 @@ def train(settings: Settings, resume: bool = False, evaluates: bool = False) -> 
     Raises InputError for what the user can put right, and KeyboardInterrupt after Ctrl-C, when the checkpoint
     has been written.
     """
-    training = ranks.all_do(lambda: Training(settings.resolve(), evaluates))
+    training = Training(settings.resolve(), evaluates)
     if training.open(resume):
         with StopSignal() as stop:
             training.run(stop)
             ranks.first_does(training.finish)
-            if ranks.any_of(stop.asked):  # during the last step or validation: nothing is left to train, but evaluation can wait
+            if any(ranks.gathered(stop.asked)):  # during the last step or validation: nothing is left to train, but evaluation can wait
                 raise KeyboardInterrupt
     return training.folder
 
@@ -167,14 +167,15 @@ class Training:
     def open(self, resume: bool) -> bool:
         """Make the run's folder, or take up what is there; False if the run has ended already."""
         self.folder = ranks.first_does(open_folder, self.settings, resume)
-        ranks.all_see(self.folder / "settings.json")
+        if not (self.folder / "settings.json").exists():  # rank 0 has made it, but machines may have disks of their own
+            raise InputError(f"{self.folder} is not there on every machine: name a folder on a disk that they share, with --out")
         self.result = trained_file(self.folder, self.settings)
         if ranks.first_does(lambda: self.result.exists() and (self.folder / "summary.json").exists()):
             print(f"{self.folder} has been trained already")
             return False
         self.checkpoint = self.folder / "checkpoint.pt"
         if ranks.first_does(self.checkpoint.exists):
-            state = ranks.all_do(load_checkpoint, self.checkpoint, self.learned, self.optimizer, self.data_mark())
+            state = load_checkpoint(self.checkpoint, self.learned, self.optimizer, self.data_mark())
             self.n, self.best, self.counts = state["n"], state["best"], state["counts"]
             print(f"resuming at step {self.n} of {self.steps}")
         self.log = ranks.first_does(CsvLog, self.folder / "log.csv", ("step", "epoch", "loss", "lr", "grad_norm", "tokens_per_s"), self.n)
@@ -190,7 +191,6 @@ class Training:
         s = self.settings
         print(self.describe(), flush=True)
         self.model.train(s.dropout > 0)
-        ranks.same_start(self.learned)
         while self.n < self.steps:
             began = time.monotonic()
             examples, lr = self.next_batch(), learning_rate(s, self.n, self.steps)
@@ -205,17 +205,15 @@ class Training:
                 ranks.first_does(self.write_log, lr, norm)
             if self.n % (s.valid_every or self.steps_per_epoch) == 0 or last:
                 self.validate()
-            stopping = ranks.any_of(stop.asked)
+            stopping = any(ranks.gathered(stop.asked))
             if (self.n % s.checkpoint_every == 0 or stopping) and not last:
-                ranks.first_does(self.save)
+                ranks.first_does(
+                    save_checkpoint, self.checkpoint, self.learned, self.optimizer, self.data_mark(), n=self.n, best=self.best,
+                    counts=self.counts,
+                )  # fmt: skip
             if stopping and not last:
                 print(f"checkpoint written at step {self.n} of {self.steps}", file=sys.stderr)
                 raise KeyboardInterrupt
-
-    def save(self) -> None:
-        """Write a checkpoint."""
-        numbers = {"n": self.n, "best": self.best, "counts": self.counts}
-        save_checkpoint(self.checkpoint, self.learned, self.optimizer, self.data_mark(), **numbers)
 
     def count(self, examples: list[Encoded], loss: float, seconds: float) -> None:
         """Add a step to the sums."""

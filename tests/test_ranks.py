@@ -1,6 +1,7 @@
 """Two processes, started by torchrun and joined by gloo, give what one gives; and they end together, whatever ends them."""
 
 import csv
+import dataclasses
 import json
 import os
 import re
@@ -18,6 +19,7 @@ import evaluate
 import ranks
 import train
 from files import InputError
+from runs import load_settings
 from settings import pick_device
 from weights import read_safetensors
 
@@ -68,7 +70,7 @@ def cage(tmp_path):
 
 def end_of(process: subprocess.Popen) -> str:
     """Wait for the end, which must come by itself and soon (ranks.PATIENCE is an hour); returns what was printed."""
-    return process.communicate(timeout=240)[0]
+    return process.communicate(timeout=600)[0]
 
 
 def end_well(process: subprocess.Popen) -> str:
@@ -98,9 +100,13 @@ def complaints(printed: str) -> list[str]:
 
 
 @pytest.fixture
-def flags(world, tmp_path):
+def data(tmp_path):
+    return write_data(tmp_path / "data", train=29, valid=70, test=90)
+
+
+@pytest.fixture
+def flags(world, data, tmp_path):
     """flags(out, ...): a short run's command line. An epoch has four batches of 7 and one of 1, which leaves a rank without any."""
-    data = write_data(tmp_path / "data", train=29, valid=70, test=90)
 
     def make(out: str, *more) -> list[str]:
         line = f"--model {world / 'model'} --data {data} --out {tmp_path / out} --device cpu --dtype fp32 --mid_dim 32 --lr 1e-3"
@@ -138,6 +144,9 @@ def assert_same_evaluation(one: Path, two: Path, ending: str = "") -> None:
         assert (one / file).read_bytes() == (two / file).read_bytes()
 
 
+# ----------------------------------------------------------------------------- the same as one process
+
+
 def test_two_processes_give_the_losses_the_prefix_and_the_sentences_of_one(flags, tmp_path, torchrun):
     train.main(flags("one", "--no_eval"))
     printed = end_well(torchrun(ROOT / "train.py", *flags("two")))
@@ -155,17 +164,22 @@ def test_two_processes_give_the_losses_the_prefix_and_the_sentences_of_one(flags
     assert [summary["machine"].get("processes") for summary in summaries] == [None, "2"]
 
 
-def test_fine_tuning_by_two_processes_equals_that_by_one_and_evaluate_decodes_the_same(flags, tmp_path, torchrun):
-    changes = ["--mode", "finetune", "--dropout", 0, "--grad_accum", 2, "--keep", "best", "--no_eval"]
-    train.main(flags("one", *changes))
-    end_well(torchrun(ROOT / "train.py", *flags("two", *changes)))
-    assert_same_run(tmp_path / "one", tmp_path / "two")
+def test_shares_meetings_noise_and_fine_tuning_of_two_ranks(world, data, tmp_path, torchrun):
+    """And an error at one rank ends both."""
+    printed = end_of(torchrun(ROOT / "tests" / "two_ranks.py", world, data, tmp_path))
+    assert "all is well" in printed and "not reached" not in printed, printed
+    assert complaints(printed) == ["error: the disk of the second machine is broken"] and statuses(printed) == [2, 2], printed
 
-    search = ["--batch_size", "3", "--beam_size", "3", "--split", "valid", "--device", "cpu", "--dtype", "fp32"]
-    shutil.copytree(tmp_path / "one", tmp_path / "copy")
-    evaluate.main(["--run", str(tmp_path / "one"), *search])
-    end_well(torchrun(ROOT / "evaluate.py", "--run", tmp_path / "copy", *search))
-    assert_same_evaluation(tmp_path / "one", tmp_path / "copy", "-valid-beam_size_3")
+    two, one = tmp_path / "two", tmp_path / "one"
+    settings = load_settings(two)
+    train.train(dataclasses.replace(settings, out=str(one)))
+    assert_same_run(one, two)
+    shutil.copytree(two, tmp_path / "copy")
+    evaluate.evaluate_run(tmp_path / "copy", batch_size=3, split="valid", device="cpu", dtype="fp32")
+    assert_same_evaluation(two, tmp_path / "copy", "-valid")
+
+
+# ----------------------------------------------------------------------------- ending, and going on
 
 
 class Killed(Exception):
@@ -184,7 +198,7 @@ def kill_in_step(patch, step: int) -> None:
     patch.setattr(train, "update", until_killed)
 
 
-def test_a_run_begun_by_one_process_stopped_and_killed_as_two_and_ended_by_one_is_the_same_run(flags, tmp_path, torchrun, cage):
+def test_a_run_killed_as_one_process_killed_and_stopped_as_two_and_ended_by_one_is_the_same_run(flags, tmp_path, torchrun, cage):
     long = ["--epochs", 16, "--no_eval"]
     train.main(flags("whole", *long))
     with pytest.MonkeyPatch.context() as patch:
@@ -193,34 +207,26 @@ def test_a_run_begun_by_one_process_stopped_and_killed_as_two_and_ended_by_one_i
             train.main(flags("parts", *long))
 
     process = torchrun(cage, ROOT / "train.py", *flags("parts", *long, "--resume"))
-    printed = until(process, "step 8/")
+    printed = until(process, "step 10/")
+    os.kill(int((tmp_path / "pid1").read_text()), signal.SIGKILL)
+    printed += end_of(process)
+    assert printed.count("resuming at step 4 of 80") == 1
+    assert statuses(printed) == [-signal.SIGKILL, 2], printed  # the other is not left waiting
+    assert len(complaints(printed)) == 1 and "another process of this run has gone" in complaints(printed)[0]
+    assert not (tmp_path / "parts" / "prefix.safetensors").exists()
+
+    process = torchrun(cage, ROOT / "train.py", *flags("parts", *long, "--resume"))
+    printed = until(process, "step 14/")
     process.send_signal(signal.SIGTERM)  # as a cluster does; torchrun hands it on
     printed += end_of(process)
     assert process.returncode != 0
-    assert printed.count("resuming at step 4 of 80") == 1
     stopped_at = re.findall(r"^checkpoint written at step (\d+) of 80$", printed, re.MULTILINE)
-    assert len(stopped_at) == 1 and 8 <= int(stopped_at[0]) < 70
-    assert printed.count("the same command with --resume goes on") == 1
+    assert len(stopped_at) == 1 and 14 <= int(stopped_at[0]) < 80
+    assert printed.count("the same command with --resume goes on") == 1 and not complaints(printed)
     assert torch.load(tmp_path / "parts" / "checkpoint.pt", weights_only=True)["n"] == int(stopped_at[0])
-
-    process = torchrun(cage, ROOT / "train.py", *flags("parts", *long, "--resume"))
-    until(process, f"step {int(stopped_at[0]) + 2}/")
-    for pid in [process.pid, *(int((tmp_path / f"pid{rank}").read_text()) for rank in (0, 1))]:
-        os.kill(pid, signal.SIGKILL)
-    end_of(process)
-    assert not (tmp_path / "parts" / "prefix.safetensors").exists()
 
     train.main(flags("parts", *long, "--resume"))
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
-
-
-def test_when_one_of_two_processes_is_killed_the_other_says_so_and_ends(flags, tmp_path, torchrun, cage):
-    process = torchrun(cage, ROOT / "train.py", *flags("run", "--epochs", 4000))
-    until(process, "step 3/")
-    os.kill(int((tmp_path / "pid1").read_text()), signal.SIGKILL)
-    printed = end_of(process)
-    assert statuses(printed) == [-signal.SIGKILL, 2], printed
-    assert len(complaints(printed)) == 1 and "another process of this run has gone" in complaints(printed)[0]
 
 
 def test_bad_input_is_said_once_and_both_processes_leave_with_its_status(flags, tmp_path, torchrun):
@@ -240,87 +246,7 @@ def test_a_full_disk_at_the_rank_that_writes_ends_both(flags, tmp_path, torchrun
     assert [row["step"] for row in rows(tmp_path / "run" / "log.csv")] == ["1", "2", "3", "4"]
 
 
-# What only a program of two processes can test of ranks.py itself. Each assertion that fails ends it.
-INSIDE = """
-import sys
-from pathlib import Path
-import pytest, torch
-import ranks, train
-from files import InputError, exit_on_input_error
-from settings import Settings
-
-world, data, out = sys.argv[1:]
-
-def without_clock(path):
-    return [line.rsplit(",", 1)[0] for line in path.read_text().splitlines()]
-
-class Killed(Exception):
-    pass
-
-@exit_on_input_error
-@ranks.together
-def main():
-    me = ranks.rank()
-    assert ranks.size() == 2
-    assert ranks.share([5, 6, 7]) == ([5, 7] if me == 0 else [6]) and list(ranks.share(range(0, 4, 4))) == ([0] if me == 0 else [])
-    assert ranks.total(0.25 + me) == 1.5 and ranks.merged({me: str(me)}) == {0: "0", 1: "1"}
-    assert ranks.any_of(me == 1) and not ranks.any_of(False)
-    assert ranks.first_does(ranks.rank) == 0 and ranks.all_do(ranks.rank) == me
-
-    layer = torch.nn.Linear(2, 1)
-    ranks.same_start(layer)
-    assert ranks.merged({me: layer.weight.tolist()})[0] == layer.weight.tolist()
-    if me == 0:  # rank 1 had no examples
-        (3 * layer(torch.ones(1, 2))).sum().backward()
-    loss = torch.tensor(2.0 + me)
-    ranks.sum_gradients(layer.parameters(), loss)
-    assert loss == 5 and layer.weight.grad.tolist() == [[3, 3]] and layer.bias.grad.tolist() == [3]
-
-    def noise(step):
-        ranks.seed_noise(101, step)
-        return torch.rand(3).tolist()
-
-    drawn = ranks.merged({(me, step): noise(step) for step in (0, 1, 2)})
-    assert len(set(map(tuple, drawn.values()))) == 6 and noise(1) == drawn[me, 1]
-
-    def settings(name, **more):
-        return Settings(mode="finetune", dropout=0.1, model=world + "/model", data=data, out=f"{out}/{name}", device="cpu", dtype="fp32",
-                        batch_size=7, max_steps=9, log_every=1, checkpoint_every=2, max_new_tokens=4, beam_size=2, **more)
-
-    whole = train.train(settings("whole"))
-    with pytest.MonkeyPatch.context() as patch:
-        update, calls = train.update, []
-        def until_killed(*args):
-            calls.append(1)
-            if len(calls) == 6:
-                raise Killed
-            return update(*args)
-        patch.setattr(train, "update", until_killed)
-        with pytest.raises(Killed):
-            train.train(settings("killed"))
-    killed = train.train(settings("killed"), resume=True)
-    assert len(without_clock(whole / "log.csv")) == 10 and without_clock(whole / "log.csv") == without_clock(killed / "log.csv")
-    assert (whole / "model.safetensors").read_bytes() == (killed / "model.safetensors").read_bytes()
-
-    if me == 0:
-        print("all is well", flush=True)
-    def fail_at_one():
-        if me == 1:
-            raise InputError("the disk of the second machine is broken")
-    ranks.all_do(fail_at_one)
-    print("not reached")
-
-main()
-"""
-
-
-def test_shares_sums_noise_and_agreement_of_two_ranks(world, tmp_path, torchrun):
-    """And with dropout a killed run resumes to the same bits."""
-    data = write_data(tmp_path / "data", train=29)
-    (tmp_path / "inside.py").write_text(INSIDE)
-    printed = end_of(torchrun(tmp_path / "inside.py", world, data, tmp_path))
-    assert "all is well" in printed and "not reached" not in printed, printed
-    assert complaints(printed) == ["error: the disk of the second machine is broken"] and statuses(printed) == [2, 2], printed
+# ----------------------------------------------------------------------------- one process, one GPU
 
 
 def test_without_torchrun_or_with_one_process_there_is_no_group(monkeypatch):
