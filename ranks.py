@@ -23,6 +23,7 @@ communication that overlaps with the backward pass.
 
 import functools
 import os
+import re
 import signal
 import sys
 from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
@@ -93,7 +94,7 @@ def meeting():
     try:
         yield
     except RuntimeError as error:  # what all errors of torch.distributed are
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = re.sub(r"^\[.*?\] ", "", str(error)).partition(". ")[0]  # without gloo's source file in front, and its advice behind
         raise InputError(
             f"another process of this run has gone or cannot be reached ({reason}): look at what it said, and run"
             " the command again (with --resume if it was training)"

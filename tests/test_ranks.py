@@ -24,70 +24,26 @@ from settings import pick_device
 from weights import read_safetensors
 
 ROOT = Path(__file__).resolve().parent.parent
-# Puts the program in a process whose number is known, and whose files cannot grow beyond LIMIT bytes.
-CAGE = """
-import os, pathlib, resource, runpy, sys
-limit = int(os.environ.get("LIMIT", resource.RLIM_INFINITY))
-resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-pathlib.Path(__file__).with_name("pid" + os.environ["RANK"]).write_text(str(os.getpid()))
-sys.argv = sys.argv[1:]
-sys.path.insert(0, {root!r})
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
+ACCIDENT = ROOT / "tests" / "accident.py"
 
 
-@pytest.fixture
-def torchrun():
-    """torchrun(script, ...): two processes of a program; what they and torchrun print comes through one pipe."""
-    started = []
-
-    def start(script: Path, *argv, **environment) -> subprocess.Popen:
-        front = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--"]
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)} | environment
-        command = [*front, *map(str, [script, *argv])]
-        process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8")
-        started.append(process)
-        return process
-
-    yield start
-    for process in started:
-        process.terminate()  # where a test has failed; it ends its two
-        process.communicate(timeout=60)
+def torchrun(script: Path, *argv, **environment) -> tuple[int, str]:
+    """Two processes of a program: torchrun's status, and all that is printed. They must end by themselves, and before ranks.PATIENCE."""
+    front = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--"]
+    environment = {name: str(int(value)) for name, value in environment.items()} | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [*front, *map(str, [script, *argv])]
+    process = subprocess.Popen(command, env=os.environ | environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8")
+    try:
+        printed = process.communicate(timeout=600)[0]
+    finally:
+        process.terminate()  # where they have not; it ends its two
+    return process.returncode, printed
 
 
 @pytest.fixture(autouse=True)
 def no_meteor(monkeypatch, tmp_path):
     """Its tables take long to load, and what is scored here does not matter."""
     monkeypatch.setenv("METEOR_DATA", str(tmp_path / "none"))
-
-
-@pytest.fixture
-def cage(tmp_path):
-    path = tmp_path / "cage.py"
-    path.write_text(CAGE.format(root=str(ROOT)))
-    return path
-
-
-def end_of(process: subprocess.Popen) -> str:
-    """Wait for the end, which must come by itself and soon (ranks.PATIENCE is an hour); returns what was printed."""
-    return process.communicate(timeout=600)[0]
-
-
-def end_well(process: subprocess.Popen) -> str:
-    """The same; both must succeed."""
-    printed = end_of(process)
-    assert process.returncode == 0, printed
-    return printed
-
-
-def until(process: subprocess.Popen, start: str) -> str:
-    """Read what a process prints, up to a line that begins so."""
-    printed = ""
-    for line in process.stdout:
-        printed += line
-        if line.startswith(start):
-            return printed
-    raise AssertionError(printed)
 
 
 def statuses(printed: str) -> list[int]:
@@ -147,9 +103,10 @@ def assert_same_evaluation(one: Path, two: Path, ending: str = "") -> None:
 # ----------------------------------------------------------------------------- the same as one process
 
 
-def test_two_processes_give_the_losses_the_prefix_and_the_sentences_of_one(flags, tmp_path, torchrun):
+def test_two_processes_give_the_losses_the_prefix_and_the_sentences_of_one(flags, tmp_path):
     train.main(flags("one", "--no_eval"))
-    printed = end_well(torchrun(ROOT / "train.py", *flags("two")))
+    status, printed = torchrun(ROOT / "train.py", *flags("two"))
+    assert status == 0, printed
     assert_same_run(tmp_path / "one", tmp_path / "two")
     shutil.copytree(tmp_path / "two", tmp_path / "copy")  # the very same prefix, so that the sentences must not differ at all
     evaluate.main(["--run", str(tmp_path / "copy"), "--device", "cpu", "--dtype", "fp32"])
@@ -164,9 +121,9 @@ def test_two_processes_give_the_losses_the_prefix_and_the_sentences_of_one(flags
     assert [summary["machine"].get("processes") for summary in summaries] == [None, "2"]
 
 
-def test_shares_meetings_noise_and_fine_tuning_of_two_ranks(world, data, tmp_path, torchrun):
+def test_shares_meetings_noise_and_fine_tuning_of_two_ranks(world, data, tmp_path):
     """And an error at one rank ends both."""
-    printed = end_of(torchrun(ROOT / "tests" / "two_ranks.py", world, data, tmp_path))
+    _, printed = torchrun(ROOT / "tests" / "two_ranks.py", world, data, tmp_path)
     assert "all is well" in printed and "not reached" not in printed, printed
     assert complaints(printed) == ["error: the disk of the second machine is broken"] and statuses(printed) == [2, 2], printed
 
@@ -198,49 +155,41 @@ def kill_in_step(patch, step: int) -> None:
     patch.setattr(train, "update", until_killed)
 
 
-def test_a_run_killed_as_one_process_killed_and_stopped_as_two_and_ended_by_one_is_the_same_run(flags, tmp_path, torchrun, cage):
-    long = ["--epochs", 16, "--no_eval"]
-    train.main(flags("whole", *long))
+def test_a_run_killed_as_one_process_killed_and_stopped_as_two_and_ended_by_one_is_the_same_run(flags, tmp_path):
+    train.main(flags("whole", "--no_eval"))
     with pytest.MonkeyPatch.context() as patch:
         kill_in_step(patch, 6)
         with pytest.raises(Killed):
-            train.main(flags("parts", *long))
+            train.main(flags("parts", "--no_eval"))
+    parts, resumed = tmp_path / "parts", flags("parts", "--no_eval", "--resume")
 
-    process = torchrun(cage, ROOT / "train.py", *flags("parts", *long, "--resume"))
-    printed = until(process, "step 10/")
-    os.kill(int((tmp_path / "pid1").read_text()), signal.SIGKILL)
-    printed += end_of(process)
-    assert printed.count("resuming at step 4 of 80") == 1
+    _, printed = torchrun(ACCIDENT, ROOT / "train.py", *resumed, SIGNAL=signal.SIGKILL, STEP=9)
+    assert "resuming at step 4 of 20" in printed and "step 9/" in printed and "step 10/" not in printed
     assert statuses(printed) == [-signal.SIGKILL, 2], printed  # the other is not left waiting
     assert len(complaints(printed)) == 1 and "another process of this run has gone" in complaints(printed)[0]
-    assert not (tmp_path / "parts" / "prefix.safetensors").exists()
 
-    process = torchrun(cage, ROOT / "train.py", *flags("parts", *long, "--resume"))
-    printed = until(process, "step 14/")
-    process.send_signal(signal.SIGTERM)  # as a cluster does; torchrun hands it on
-    printed += end_of(process)
-    assert process.returncode != 0
-    stopped_at = re.findall(r"^checkpoint written at step (\d+) of 80$", printed, re.MULTILINE)
-    assert len(stopped_at) == 1 and 14 <= int(stopped_at[0]) < 80
+    _, printed = torchrun(ACCIDENT, ROOT / "train.py", *resumed, SIGNAL=signal.SIGTERM, STEP=13)
+    assert "resuming at step 8 of 20" in printed
+    assert printed.count("checkpoint written at step 14 of 20") == 1, printed  # what one rank has noticed stops all, after the same step
     assert printed.count("the same command with --resume goes on") == 1 and not complaints(printed)
-    assert torch.load(tmp_path / "parts" / "checkpoint.pt", weights_only=True)["n"] == int(stopped_at[0])
+    assert torch.load(parts / "checkpoint.pt", weights_only=True)["n"] == 14 and not (parts / "prefix.safetensors").exists()
 
-    train.main(flags("parts", *long, "--resume"))
-    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+    train.main(resumed)
+    assert_same_run(tmp_path / "whole", parts)
 
 
-def test_bad_input_is_said_once_and_both_processes_leave_with_its_status(flags, tmp_path, torchrun):
+def test_bad_input_is_said_once_and_both_processes_leave_with_its_status(flags, tmp_path):
     with open(tmp_path / "data" / "src1_train.txt", "a", encoding="utf-8") as file:
         file.write("no bars\n")
-    printed = end_of(torchrun(ROOT / "train.py", *flags("run")))
+    _, printed = torchrun(ROOT / "train.py", *flags("run"))
     assert statuses(printed) == [2, 2], printed
     assert len(complaints(printed)) == 1 and "src1_train.txt, line 30: no '||'" in complaints(printed)[0]
     assert "train.py\", line" not in printed  # no traceback of ours
     assert not (tmp_path / "run").exists()
 
 
-def test_a_full_disk_at_the_rank_that_writes_ends_both(flags, tmp_path, torchrun, cage):
-    printed = end_of(torchrun(cage, ROOT / "train.py", *flags("run"), LIMIT="20000"))
+def test_a_full_disk_at_the_rank_that_writes_ends_both(flags, tmp_path):
+    _, printed = torchrun(ACCIDENT, ROOT / "train.py", *flags("run"), LIMIT=20000)
     assert statuses(printed) == [2, 2], printed
     assert len(complaints(printed)) == 1 and f"{tmp_path / 'run' / 'checkpoint.pt'} was not written" in complaints(printed)[0]
     assert [row["step"] for row in rows(tmp_path / "run" / "log.csv")] == ["1", "2", "3", "4"]

@@ -21,9 +21,9 @@ WORLD, DATA, OUT = map(Path, sys.argv[1:])
 
 def settings(name: str, **changes) -> Settings:
     """A short run of fine-tuning; an epoch ends with a batch of 1, which leaves rank 1 without examples."""
-    given = {"mode": "finetune", "model": str(WORLD / "model"), "data": str(DATA), "out": str(OUT / name), "device": "cpu", "dtype": "fp32",
-             "batch_size": 7, "max_steps": 9, "lr": 1e-3, "log_every": 1, "checkpoint_every": 2, "max_new_tokens": 4, "beam_size": 2}  # fmt: skip
-    return Settings(**given | changes)
+    places = {"model": str(WORLD / "model"), "data": str(DATA), "out": str(OUT / name), "device": "cpu", "dtype": "fp32"}
+    short = {"batch_size": 7, "max_steps": 9, "log_every": 1, "checkpoint_every": 2, "max_new_tokens": 4, "beam_size": 2}
+    return Settings(mode="finetune", lr=1e-3, **places, **short | changes)
 
 
 def shares_and_meetings(me: int) -> None:
@@ -76,7 +76,8 @@ def a_killed_run_with_dropout() -> None:
     except Killed:
         train.update = update
     killed = train.train(settings("killed", dropout=0.1), resume=True)
-    logs = [[line.rsplit(",", 1)[0] for line in (run / "log.csv").read_text().splitlines()] for run in (whole, killed)]  # without tokens_per_s
+    logs = [(run / "log.csv").read_text().splitlines() for run in (whole, killed)]
+    logs = [[line.rsplit(",", 1)[0] for line in log] for log in logs]  # without tokens_per_s
     assert len(logs[0]) == 10 and logs[0] == logs[1]
     assert (whole / "model.safetensors").read_bytes() == (killed / "model.safetensors").read_bytes()
 
