@@ -94,7 +94,7 @@ def meeting():
     try:
         yield
     except RuntimeError as error:  # what all errors of torch.distributed are
-        reason = re.sub(r"^\[.*?\] ", "", str(error)).partition(". ")[0]  # without gloo's source file in front, and its advice behind
+        reason = re.split(r"\. |\n", re.sub(r"^\[.*?\] ", "", str(error)))[0]  # without gloo's source file in front, and its advice behind
         raise InputError(
             f"another process of this run has gone or cannot be reached ({reason}): look at what it said, and run"
             " the command again (with --resume if it was training)"

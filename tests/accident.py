@@ -1,12 +1,13 @@
 """Runs a program of this project with an accident, which the environment names. For torchrun:
 
     LIMIT=20000 torchrun --nproc_per_node 2 accident.py train.py ...           no file may grow beyond so many bytes
-    SIGNAL=9 STEP=5 torchrun --nproc_per_node 2 accident.py train.py ...       rank 1 gets signal 9 in training step 5 (0 is the first)
+    KILL_IN=5 torchrun --nproc_per_node 2 accident.py train.py ...             rank 1 is killed in training step 5 (0 is the first)
 """
 
 import os
 import resource
 import runpy
+import signal
 import sys
 from pathlib import Path
 
@@ -19,12 +20,12 @@ begin_step = ranks.seed_noise  # what each step begins with
 
 
 def begin_step_or_die(seed: int, step: int) -> None:
-    if ranks.rank() == 1 and step == int(os.environ["STEP"]):
-        os.kill(os.getpid(), int(os.environ["SIGNAL"]))
+    if ranks.rank() == 1 and step == int(os.environ["KILL_IN"]):
+        os.kill(os.getpid(), signal.SIGKILL)
     begin_step(seed, step)
 
 
-if "SIGNAL" in os.environ:
+if "KILL_IN" in os.environ:
     ranks.seed_noise = begin_step_or_die
 if "LIMIT" in os.environ:
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(os.environ["LIMIT"]),) * 2)

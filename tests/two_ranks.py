@@ -5,9 +5,14 @@
 Each assertion that fails ends it. It ends with an error at rank 1 alone, which rank 0 cannot know of.
 """
 
+import os
+import signal
 import sys
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Callable
 
+import pytest
 import torch
 
 import ranks
@@ -58,28 +63,42 @@ class Killed(Exception):
     pass
 
 
-def a_killed_run_with_dropout() -> None:
-    """Resumes to the same bits."""
-    whole = train.train(settings("whole", dropout=0.1))
-    update, calls = train.update, []
+@contextmanager
+def accident_in(step: int, accident: Callable[[], None]):
+    """Training step `step` (0 is the first) begins with an accident."""
+    begin_step = ranks.seed_noise
 
-    def until_killed(*args):
-        calls.append(1)
-        if len(calls) == 6:
-            raise Killed
-        return update(*args)
+    def begin_step_with_it(seed: int, n: int) -> None:
+        if n == step:
+            accident()
+        begin_step(seed, n)
 
-    train.update = until_killed
-    try:
-        train.train(settings("killed", dropout=0.1))
-        raise AssertionError("it was not killed")
-    except Killed:
-        train.update = update
-    killed = train.train(settings("killed", dropout=0.1), resume=True)
-    logs = [(run / "log.csv").read_text().splitlines() for run in (whole, killed)]
+    ranks.seed_noise = begin_step_with_it
+    yield
+    ranks.seed_noise = begin_step
+
+
+def a_killed_and_stopped_run_with_dropout(me: int) -> None:
+    """Resumes to the same bits. A signal that rank 1 alone has got stops both, after the same step."""
+
+    def killed() -> None:
+        raise Killed
+
+    def signalled() -> None:
+        if me == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    whole, parts = (settings(name, dropout=0.1) for name in ("whole", "parts"))
+    train.train(whole)
+    for step, accident, end, saved in ((5, killed, Killed, 4), (6, signalled, KeyboardInterrupt, 7)):
+        with accident_in(step, accident), pytest.raises(end):
+            train.train(parts, resume=True)
+        assert torch.load(OUT / "parts" / "checkpoint.pt", weights_only=True)["n"] == saved
+    train.train(parts, resume=True)
+    logs = [(OUT / run / "log.csv").read_text().splitlines() for run in ("whole", "parts")]
     logs = [[line.rsplit(",", 1)[0] for line in log] for log in logs]  # without tokens_per_s
     assert len(logs[0]) == 10 and logs[0] == logs[1]
-    assert (whole / "model.safetensors").read_bytes() == (killed / "model.safetensors").read_bytes()
+    assert (OUT / "whole" / "model.safetensors").read_bytes() == (OUT / "parts" / "model.safetensors").read_bytes()
 
 
 def fail_at_rank_1() -> None:
@@ -96,7 +115,7 @@ def main() -> None:
     shares_and_meetings(me)
     sums_of_gradients(me)
     noise(me)
-    a_killed_run_with_dropout()
+    a_killed_and_stopped_run_with_dropout(me)
     tuned = train.train(settings("two", dropout=0.0, grad_accum=2, keep="best", valid_every=4, train_examples=22, beam_size=3))
     evaluate_run(tuned, batch_size=3, split="valid", device="cpu", dtype="fp32")  # what these give is compared by test_ranks.py
     if me == 0:
