@@ -16,6 +16,7 @@ from pathlib import Path
 import tiktoken
 
 import metrics
+import ranks
 from beam import beam_search
 from e2e_data import encode_prompt, find_split, group_references, linearise, load_split, load_tokenizer
 from files import InputError, exit_on_input_error, write_whole
@@ -60,13 +61,14 @@ def decode(
     batch_size    tables at a time. On a CPU 32 were no faster than 16 and took twice the memory, or more: the caches grow
                   from step to step, and the memory they leave behind is in pieces
     show          count the tables done, on a terminal
+    Of several ranks each decodes every N-th batch, and gets all sentences.
     """
     prompts = [encode_prompt(tokenizer, source) for source in sources]
     banned, end = newline_tokens(tokenizer), tokenizer.eot_token
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     texts = [""] * len(prompts)
     began = time.monotonic()
-    for start in range(0, len(order), batch_size):
+    for start in ranks.share(range(0, len(order), batch_size)):
         batch = order[start : start + batch_size]
         with autocast(settings):
             found = beam_search(model, [prompts[i] for i in batch], end, settings.beam_size, settings.max_new_tokens,
@@ -74,10 +76,10 @@ def decode(
         for i, ids in zip(batch, found):
             texts[i] = decode_ids(tokenizer, ids)
         if show and sys.stderr.isatty():
-            done = start + len(batch)
+            done = min(start + ranks.size() * batch_size, len(order))  # the other ranks are about as far
             left = (time.monotonic() - began) / done * (len(order) - done)
             print(f"\rdecoded {done}/{len(order)} tables, {left:.0f} s left ", end="\n" if done == len(order) else "", file=sys.stderr)
-    return texts
+    return ["".join(parts) for parts in zip(*ranks.gathered(texts))]  # a text is at one rank, and empty at the others
 
 
 # ----------------------------------------------------------------------------- scoring
@@ -100,7 +102,9 @@ def evaluate_run(folder: str | Path, batch_size: int = 16, split: str = "test", 
     began = time.monotonic()
     outputs = decode(model, tokenizer, list(groups), settings, batch_size, show=True)
     seconds = time.monotonic() - began
-    scores = metrics.score(outputs, list(groups.values()))
+    scores = ranks.first_does(metrics.score, outputs, list(groups.values()))  # seconds, which sharing out would not shorten
+    if ranks.rank() > 0:
+        return scores
 
     searched = {name: getattr(settings, name) for name in ("beam_size", "length_norm", "max_new_tokens")}
     other = [f"{name}_{value}" for name, value in searched.items() if value != getattr(own, name)]
@@ -187,6 +191,7 @@ def format_row(name: str, scores: dict[str, float], width: int, digits: int | No
 
 
 @exit_on_input_error
+@ranks.together
 def main(argv: list[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(allow_abbrev=False, description="Decode and score a run, or score outputs against references.")
@@ -214,7 +219,7 @@ def main(argv: list[str] | None = None) -> None:
         else:
             evaluate_run(given.run, given.batch_size, given.split, **changes)
     elif given.hyp and given.ref and not (given.run or changes or given.table):
-        score_files(given.hyp, given.ref, given.src, given.segments, given.scores)
+        ranks.first_does(score_files, given.hyp, given.ref, given.src, given.segments, given.scores)
     else:
         raise InputError("give either --run FOLDER and how to decode it, or --hyp FILE and --ref FILE")
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+import ranks
 from beam import LENGTH_NORMS
 from e2e_data import load_tokenizer
 from files import InputError
@@ -47,7 +48,7 @@ class Settings:
     lr: float | None = flag(None, "learning rate (default: 8e-5, fine-tuning 5e-5; for mini 3e-3 and 1e-3)", kind=float)
     epochs: int = flag(5, "passes over the training data")
     max_steps: int | None = flag(None, "updates; overrides --epochs", kind=int)
-    batch_size: int = flag(10, "examples an update")
+    batch_size: int = flag(10, "examples an update, of all processes together")
     grad_accum: int = flag(1, "compute a batch in so many pieces: the same update with less memory")
     warmup_steps: int = flag(0, "updates over which the learning rate rises from 0")
     weight_decay: float = flag(0.0, "AdamW's weight decay")
@@ -175,11 +176,15 @@ def add_flags(parser: argparse.ArgumentParser, names: tuple[str, ...] | None = N
 
 
 def pick_device(name: str) -> str:
-    """"auto" -> "cuda" where there is one, else "cpu"; anything else is tried."""
+    """"auto" -> "cuda" where there is one (of several ranks each has its own), else "cpu"; anything else is tried."""
     if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda":
+        name = ranks.own_gpu()
     try:
         torch.empty(1, device=name).cpu()
+        if name.startswith("cuda:"):
+            torch.cuda.set_device(name)  # else what names no GPU would be done on the first
     except (RuntimeError, AssertionError, ImportError) as error:  # PyTorch says "not compiled with" in either way
         raise InputError(f"--device {name} cannot be used here: {str(error).splitlines()[0]}") from None
     return name
@@ -236,4 +241,5 @@ def describe_machine(settings: Settings) -> dict[str, str]:
     processor += f", {torch.get_num_threads()} threads"
     if settings.device.startswith("cuda"):
         processor = torch.cuda.get_device_name(settings.device)
-    return {"device": settings.device, "processor": processor, "dtype": settings.dtype, "torch": torch.__version__}
+    facts = {"device": settings.device, "processor": processor, "dtype": settings.dtype, "torch": torch.__version__}
+    return facts | ({"processes": str(ranks.size())} if ranks.size() > 1 else {})
