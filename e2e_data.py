@@ -32,6 +32,7 @@ import torch
 from torch import Tensor
 
 from files import OFFLINE, InputError, bundled, cache_dir, download, read_text, sha256_of
+from gpt2 import STEP
 from weights import load_config
 
 PAPER_FILES = "https://raw.githubusercontent.com/XiangLi1999/PrefixTuning/cleaned/data/e2e_data/{file}"
@@ -296,7 +297,7 @@ class Batch:
     tokens: Tensor  # [B, T]
     at: Tensor  # [M] indices into the B * T positions: those whose next token is scored
     targets: Tensor  # [M] these next tokens
-    real: Tensor  # [N] indices into the B * T positions: those that hold no padding
+    real: Tensor  # [N] indices into the B * T positions: those that hold no padding, and a little of it
 
     def to(self, device) -> "Batch":
         """The same batch on a device."""
@@ -309,8 +310,10 @@ def collate(examples: list[Encoded], pad: int) -> Batch:
     tokens = torch.tensor([ids + [pad] * (T - len(ids)) for ids, _ in examples])  # [B, T]
     at = torch.tensor([row * T + t for row, (ids, n) in enumerate(examples) for t in range(n - 1, len(ids) - 1)])  # [M]
     targets = torch.tensor([token for ids, n in examples for token in ids[n:]])  # [M]
-    real = torch.tensor([row * T + t for row, (ids, _) in enumerate(examples) for t in range(len(ids))])  # [N]
-    return Batch(tokens, at, targets, real)
+    real = [row * T + t for row, (ids, _) in enumerate(examples) for t in range(len(ids))]
+    padding = [row * T + t for row, (ids, _) in enumerate(examples) for t in range(len(ids), T)]
+    real = sorted(real + padding[: -len(real) % STEP])  # N a round number, where there is so much padding: see STEP
+    return Batch(tokens, at, targets, torch.tensor(real))
 
 
 def epoch_order(n: int, seed: int, epoch: int) -> list[int]:

@@ -16,6 +16,7 @@ from pathlib import Path
 import tiktoken
 
 import metrics
+import ranks
 from beam import beam_search
 from e2e_data import encode_prompt, find_split, group_references, linearise, load_split, load_tokenizer
 from files import InputError, exit_on_input_error, write_whole
@@ -59,13 +60,14 @@ def decode(
 
     batch_size    tables at a time. On one core of a CPU, 32 took a sixth less time for a table than 16, and a sixth more memory in all
     show          count the tables done, on a terminal
+    Of several ranks each decodes every N-th batch, and gets all sentences.
     """
     prompts = [encode_prompt(tokenizer, source) for source in sources]
     banned, end = newline_tokens(tokenizer), tokenizer.eot_token
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     texts = [""] * len(prompts)
     began = time.monotonic()
-    for start in range(0, len(order), batch_size):
+    for start in ranks.share(range(0, len(order), batch_size)):
         batch = order[start : start + batch_size]
         with autocast(settings):
             found = beam_search(model, [prompts[i] for i in batch], end, settings.beam_size, settings.max_new_tokens,
@@ -73,10 +75,10 @@ def decode(
         for i, ids in zip(batch, found):
             texts[i] = decode_ids(tokenizer, ids)
         if show and sys.stderr.isatty():
-            done = start + len(batch)
+            done = min(start + ranks.size() * batch_size, len(order))  # the other ranks are about as far
             left = (time.monotonic() - began) / done * (len(order) - done)
             print(f"\rdecoded {done}/{len(order)} tables, {left:.0f} s left ", end="\n" if done == len(order) else "", file=sys.stderr)
-    return texts
+    return ["".join(parts) for parts in zip(*ranks.gathered(texts))]  # a text is at one rank, and empty at the others
 
 
 # ----------------------------------------------------------------------------- scoring
@@ -99,12 +101,16 @@ def evaluate_run(folder: str | Path, batch_size: int = 16, split: str = "test", 
     began = time.monotonic()
     outputs = decode(model, tokenizer, list(groups), settings, batch_size, show=True)
     seconds = time.monotonic() - began
-    scores = metrics.score(outputs, list(groups.values()))
+    scores = ranks.first_does(metrics.score, outputs, list(groups.values()))  # seconds, which sharing out would not shorten
+    if ranks.rank() > 0:
+        return scores
 
     searched = {name: getattr(settings, name) for name in ("beam_size", "length_norm", "max_new_tokens")}
     other = [f"{name}_{value}" for name, value in searched.items() if value != getattr(own, name)]
     ending = "-".join(["", *([] if split == "test" else [split]), *other])
-    references = "the paper's tokenised files" if settings.data is None else str(find_split(Path(settings.data), split))
+    references = {None: "the paper's tokenised files", "mini": "the sample tables' own"}.get(settings.data)
+    if references is None:
+        references = str(find_split(Path(settings.data), split))
     with write_whole(folder / f"outputs{ending}.txt") as file:
         file.writelines(text + "\n" for text in outputs)
     write_json(folder / f"scores{ending}.json", scores)
@@ -113,7 +119,7 @@ def evaluate_run(folder: str | Path, batch_size: int = 16, split: str = "test", 
         "decoding_seconds": round(seconds, 1), "machine": describe_machine(settings), "signature": metrics.signature(),
     })  # fmt: skip
     print(f"{len(outputs)} tables decoded in {seconds:.0f} s (beam {settings.beam_size}, length_norm {settings.length_norm})")
-    print_table({f"this run: {folder.name}": scores}, references)
+    print_table({f"this run: {folder.name}": scores}, references, beside={} if settings.data == "mini" else PUBLISHED)
     for (source, targets), output in list(zip(groups.items(), outputs))[:3]:
         print(f"\n  table      {source}\n  reference  {targets[0]}\n  output     {output}")
     return scores
@@ -158,16 +164,16 @@ def score_files(hyp: Path, ref: Path, src: Path | None = None, segments: Path | 
     return result["corpus"]
 
 
-def print_table(rows: dict[str, dict[str, float]], references: str) -> None:
-    """Our rows above the published ones; a score that could not be computed is a dash, with the reason below."""
-    width = max(len(name) for name in (*rows, *PUBLISHED))
+def print_table(rows: dict[str, dict[str, float]], references: str, beside: dict[str, dict[str, float]] = PUBLISHED) -> None:
+    """Our rows above those `beside`; a score that could not be computed is a dash, with the reason below."""
+    width = max(len(name) for name in (*rows, *beside))
     print("\n" + " " * width + "".join(f"{column:>11}" for column in COLUMNS))
     for name, scores in rows.items():
         scaled = {key: 100 * value if key in PERCENT else value for key, value in scores.items()}
         print(format_row(name, scaled, width, digits=2))
-    for name, scores in PUBLISHED.items():
+    for name, scores in beside.items():
         print(format_row(name, scores, width, digits=None))
-    print(f"\nreferences: {references}; the published rows: E2E's test set, the paper's tokenised references")
+    print(f"\nreferences: {references}" + ("; the published rows: E2E's test set, the paper's tokenised references" if beside else ""))
     print(f"signature: {metrics.signature()}")
     for name, reason in metrics.unavailable().items():
         print(f"{name} is not available: {reason}")
@@ -184,6 +190,7 @@ def format_row(name: str, scores: dict[str, float], width: int, digits: int | No
 
 
 @exit_on_input_error
+@ranks.together
 def main(argv: list[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(allow_abbrev=False, description="Decode and score a run, or score outputs against references.")
@@ -211,7 +218,7 @@ def main(argv: list[str] | None = None) -> None:
         else:
             evaluate_run(given.run, given.batch_size, given.split, **changes)
     elif given.hyp and given.ref and not (given.run or changes or given.table):
-        score_files(given.hyp, given.ref, given.src, given.segments, given.scores)
+        ranks.first_does(score_files, given.hyp, given.ref, given.src, given.segments, given.scores)
     else:
         raise InputError("give either --run FOLDER and how to decode it, or --hyp FILE and --ref FILE")
 

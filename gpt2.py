@@ -111,6 +111,11 @@ class KVCache:
                 self.layers[layer] = tuple(memory.index_select(0, rows) for memory in memories)
 
 
+# oneDNN, which multiplies matrices for PyTorch on CPUs, compiles a kernel for every shape that is new to it: a millisecond each, as long as
+# some products take. Batches of text all have shapes of their own, so lengths are rounded up, and few shapes are left.
+STEP = 16
+
+
 @dataclass
 class Padded:
     """Where the tokens of a padded batch stand: everything but attention is computed for these N alone."""
@@ -171,11 +176,23 @@ class Attention(nn.Module):
             mask = causal_mask(T, S, x.device)
         if mask is not None:  # added, not filled in: then the backward pass has nothing to do for it
             scores = scores + torch.zeros_like(mask, dtype=scores.dtype).masked_fill(~mask, -torch.inf)
-        weights = F.dropout(F.softmax(scores, dim=-1), self.dropout, self.training)
+        weights = dropout(F.softmax(scores, dim=-1), self.dropout, self.training)
         y = weights @ v  # [B, H, T, D]
         y = y.transpose(1, 2).reshape(B, T, C)
         y = self.c_proj(y if padded is None else padded.collect(y))
-        return F.dropout(y, self.dropout, self.training)
+        return dropout(y, self.dropout, self.training)
+
+
+def dropout(x: Tensor, p: float, training: bool) -> Tensor:
+    """F.dropout: zeros in the place of x with probability p (in steps of 2^-16 on a CPU), else x / (1 - p).
+
+    PyTorch draws 53 random bits for each element, on a CPU one after another in a single thread; 16 serve.
+    """
+    if not training or p == 0 or x.device.type != "cpu":
+        return F.dropout(x, p, training)
+    bits = torch.empty(x.numel() // 4 + 1, dtype=torch.int64).random_(-(2**63), None)
+    uniform = bits.view(torch.int16)[: x.numel()].view(x.shape)  # -2^15 .. 2^15 - 1
+    return x * (uniform >= round(p * 2**16) - 2**15).to(x.dtype).div_(1 - p)
 
 
 def causal_mask(T: int, S: int, device=None) -> Tensor:
@@ -197,7 +214,7 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.c_proj(F.gelu(self.c_fc(x), approximate="tanh"))
-        return F.dropout(y, self.dropout, self.training)
+        return dropout(y, self.dropout, self.training)
 
 
 class Block(nn.Module):
@@ -226,20 +243,25 @@ class SummedLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-        table = x @ weight.t()  # logits [M, V]
+        M = len(x)
+        x = F.pad(x, (0, 0, 0, -M % STEP))
+        table = x @ weight.t()  # logits [M, V], and some rows more
+        table[M:] = 0
         loss = x.new_zeros((), dtype=torch.promote_types(x.dtype, torch.float32))
-        for rows, y in zip(*(t.split(16 if x.device.type == "cpu" else len(x)) for t in (table, targets.unsqueeze(1)))):
-            p = rows.to(torch.promote_types(rows.dtype, torch.float32)).log_softmax(dim=1)
+        for rows, y in zip(*(t.split(16 if x.device.type == "cpu" else M) for t in (table[:M], targets.unsqueeze(1)))):
+            p = rows.to(loss.dtype).log_softmax(dim=1)
             loss -= p.gather(1, y).sum()
             p.exp_().scatter_add_(1, y, torch.full_like(y, -1, dtype=p.dtype))  # p - onehot(y)
             rows.copy_(p)
-        ctx.save_for_backward(table @ weight, table.t() @ x if weight.requires_grad else None)
+        ctx.save_for_backward(x if weight.requires_grad else None, weight, table)
+        ctx.M = M
         return loss
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        dx, dw = ctx.saved_tensors
-        return grad * dx, None if dw is None else grad * dw, None
+        x, weight, table = ctx.saved_tensors
+        dx = grad * (table @ weight)[: ctx.M]
+        return dx, None if x is None else table.t() @ (grad * x), None
 
 
 class GPT2(nn.Module):
@@ -292,7 +314,9 @@ class GPT2(nn.Module):
             positions = torch.arange(start, start + tokens.size(1), device=tokens.device)
         padded = None
         if real is not None:
-            padded = Padded(*tokens.shape, real)
+            B, T = tokens.shape
+            up = -T % STEP if mask is None else 0  # zeros behind the sequences, for attention
+            padded = Padded(B, T + up, real + real // T * up)
             positions = positions.expand(tokens.shape).flatten()[real]  # [N]
             tokens, at = tokens.flatten()[real], torch.searchsorted(real, at)  # [N], and places among the N
         x = self.run(self.embed(tokens, positions), mask, cache, padded)  # [B, T, C], or [N, C]
@@ -304,7 +328,7 @@ class GPT2(nn.Module):
         """x_0 of tokens [B, T] at positions [T] or [B, T]: [B, T, C] (or of [N] tokens at [N] positions)."""
         if positions.device.type == "cpu" and positions.max() >= self.config.n_positions:  # (a GPU would have to be waited for)
             raise ValueError(f"position {positions.max()} is outside of GPT-2's context of {self.config.n_positions}")
-        return F.dropout(self.wte(tokens) + self.wpe(positions), self.dropout, self.training)
+        return dropout(self.wte(tokens) + self.wpe(positions), self.dropout, self.training)
 
     def run(self, x: Tensor, mask: Tensor | None = None, cache: KVCache | None = None, padded: Padded | None = None) -> Tensor:
         """The layers: x_0 [B, T, C] -> LayerNorm(x_L) [B, T, C] (with `padded`: [N, C])."""

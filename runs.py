@@ -21,7 +21,7 @@ from e2e_data import encode_prompt, shorten
 from files import InputError, explain_os_error, read_text, write_whole
 from gpt2 import GPT2, Projection
 from prefix import MODES, Prefix, load_prefix
-from settings import Settings, init_tokens
+from settings import Settings, init_tokens, keep_freed_memory
 from weights import load_gpt2, write_safetensors
 
 
@@ -45,6 +45,8 @@ def start_model(settings: Settings) -> tuple[GPT2, Prefix | None]:
 def place(model: GPT2, prefix: Prefix | None, settings: Settings) -> GPT2:
     """Bring GPT-2 to its device, and freeze it behind its prefix, if it has one."""
     model.to(settings.device)
+    if settings.device == "cpu":
+        keep_freed_memory()
     if prefix is not None:
         prefix.attach(model.requires_grad_(False))
         if settings.dtype == "bf16":

@@ -12,7 +12,7 @@ AdamW, gradient norm clipped at 1, learning rate falling linearly to 0: the defa
 The loop can be killed at any moment: with --resume it goes on from the last checkpoint and gives, on a
 CPU, the same bits as if it had never stopped, because a checkpoint holds all that the rest depends on: the
 learned weights, AdamW's moments, the step and the random generators' states. The order of the examples is
-a function of seed and epoch alone.
+a function of seed and epoch alone. Started by torchrun, several processes share every batch (ranks.py).
 """
 
 import argparse
@@ -25,6 +25,7 @@ from pathlib import Path
 
 import torch
 
+import ranks
 from e2e_data import Batch, Encoded, collate, encode, epoch_order, load_split, load_tokenizer
 from evaluate import decode, evaluate_run
 from files import InputError, exit_on_input_error
@@ -49,13 +50,15 @@ def update(model, learned, optimizer, examples: list[Encoded], lr: float, settin
     scored = sum(len(ids) - n_prompt for ids, n_prompt in examples)
     divisor = len(examples) if settings.loss == "sentence" else scored
     total = torch.zeros((), device=settings.device)
-    piece = math.ceil(len(examples) / settings.grad_accum)
-    for start in range(0, len(examples), piece):
-        batch = collate(examples[start : start + piece], pad).to(settings.device)
+    mine = ranks.share(examples)
+    piece = max(1, math.ceil(len(mine) / settings.grad_accum))
+    for start in range(0, len(mine), piece):
+        batch = collate(mine[start : start + piece], pad).to(settings.device)
         with autocast(settings):
             loss = batch_loss(model, batch)
         (loss / divisor).backward()  # pieces add up to the gradient of the whole batch
         total += loss.detach()
+    ranks.sum_gradients(learned.parameters(), total)
     norm = torch.nn.utils.clip_grad_norm_(learned.parameters(), settings.clip or math.inf)
     for group in optimizer.param_groups:
         group["lr"] = lr
@@ -71,10 +74,10 @@ def validation_loss(model: GPT2, examples: list[Encoded], settings: Settings, pa
     """Mean loss over the scored tokens of all examples, in nats a token, of a model in evaluation mode."""
     by_length = sorted(examples, key=lambda example: len(example.ids))  # little padding
     total = 0.0
-    for start in range(0, len(by_length), batch_size):
+    for start in ranks.share(range(0, len(by_length), batch_size)):
         with autocast(settings):
             total += batch_loss(model, collate(by_length[start : start + batch_size], pad).to(settings.device)).item()
-    return total / sum(len(ids) - n_prompt for ids, n_prompt in examples)
+    return sum(ranks.gathered(total)) / sum(len(ids) - n_prompt for ids, n_prompt in examples)
 
 
 class StopSignal:
@@ -117,8 +120,8 @@ def train(settings: Settings, resume: bool = False, evaluates: bool = False) -> 
     if training.open(resume):
         with StopSignal() as stop:
             training.run(stop)
-            training.finish()
-            if stop.asked:  # during the last step or validation: nothing is left to train, but evaluation can wait
+            ranks.first_does(training.finish)
+            if any(ranks.gathered(stop.asked)):  # during the last step or validation: nothing is left to train, but evaluation can wait
                 raise KeyboardInterrupt
     return training.folder
 
@@ -163,18 +166,20 @@ class Training:
 
     def open(self, resume: bool) -> bool:
         """Make the run's folder, or take up what is there; False if the run has ended already."""
-        self.folder = open_folder(self.settings, resume)
+        self.folder = ranks.first_does(open_folder, self.settings, resume)
+        if not (self.folder / "settings.json").exists():  # rank 0 has made it, but machines may have disks of their own
+            raise InputError(f"{self.folder} is not there on every machine: name a folder on a disk that they share, with --out")
         self.result = trained_file(self.folder, self.settings)
-        if self.result.exists() and (self.folder / "summary.json").exists():
+        if ranks.first_does(lambda: self.result.exists() and (self.folder / "summary.json").exists()):
             print(f"{self.folder} has been trained already")
             return False
         self.checkpoint = self.folder / "checkpoint.pt"
-        if self.checkpoint.exists():
+        if ranks.first_does(self.checkpoint.exists):
             state = load_checkpoint(self.checkpoint, self.learned, self.optimizer, self.data_mark())
             self.n, self.best, self.counts = state["n"], state["best"], state["counts"]
             print(f"resuming at step {self.n} of {self.steps}")
-        self.log = CsvLog(self.folder / "log.csv", ("step", "epoch", "loss", "lr", "grad_norm", "tokens_per_s"), self.n)
-        self.valid_log = CsvLog(self.folder / "valid.csv", ("step", "epoch", "valid_loss", "seconds", "sample"), self.n)
+        self.log = ranks.first_does(CsvLog, self.folder / "log.csv", ("step", "epoch", "loss", "lr", "grad_norm", "tokens_per_s"), self.n)
+        self.valid_log = ranks.first_does(CsvLog, self.folder / "valid.csv", ("step", "epoch", "valid_loss", "seconds", "sample"), self.n)
         return True
 
     def data_mark(self) -> str:
@@ -189,6 +194,7 @@ class Training:
         while self.n < self.steps:
             began = time.monotonic()
             examples, lr = self.next_batch(), learning_rate(s, self.n, self.steps)
+            ranks.seed_noise(s.seed, self.n)
             loss, norm = update(self.model, self.learned, self.optimizer, examples, lr, s, self.pad)
             self.check_finite("loss", loss)
             self.check_finite("gradient's norm", norm)
@@ -196,14 +202,16 @@ class Training:
             self.count(examples, loss, time.monotonic() - began)
             last = self.n == self.steps
             if self.n % s.log_every == 0 or last:
-                self.write_log(lr, norm)
+                ranks.first_does(self.write_log, lr, norm)
             if self.n % (s.valid_every or self.steps_per_epoch) == 0 or last:
                 self.validate()
-            if (self.n % s.checkpoint_every == 0 or stop.asked) and not last:
-                save_checkpoint(
-                    self.checkpoint, self.learned, self.optimizer, self.data_mark(), n=self.n, best=self.best, counts=self.counts
-                )
-            if stop.asked and not last:
+            stopping = any(ranks.gathered(stop.asked))
+            if (self.n % s.checkpoint_every == 0 or stopping) and not last:
+                ranks.first_does(
+                    save_checkpoint, self.checkpoint, self.learned, self.optimizer, self.data_mark(), n=self.n, best=self.best,
+                    counts=self.counts,
+                )  # fmt: skip
+            if stopping and not last:
                 print(f"checkpoint written at step {self.n} of {self.steps}", file=sys.stderr)
                 raise KeyboardInterrupt
 
@@ -248,11 +256,12 @@ class Training:
         sample = decode(self.model, self.tokenizer, self.sources[:1], s)[0]
         self.model.train(s.dropout > 0)
         if s.keep == "best" and self.valid_loss < self.best:
-            save_learned(self.model, self.prefix, self.result, s)
+            ranks.first_does(save_learned, self.model, self.prefix, self.result, s)
         self.best = min(self.best, self.valid_loss)
         self.counts["validation_s"] += time.monotonic() - began
         seconds = self.counts["training_s"] + self.counts["validation_s"]
-        self.valid_log.add(self.n, f"{self.n / self.steps_per_epoch:.4f}", f"{self.valid_loss:.6f}", f"{seconds:.1f}", sample)
+        row = (self.n, f"{self.n / self.steps_per_epoch:.4f}", f"{self.valid_loss:.6f}", f"{seconds:.1f}", sample)
+        ranks.first_does(self.valid_log.add, *row)
         print(f"validation loss {self.valid_loss:.4f}\n  {self.sources[0]}\n  -> {sample}", flush=True)
 
     def finish(self) -> None:
@@ -283,7 +292,8 @@ class Training:
             share = 100 * size["stored"] / size["gpt2"]
             what = (f"{s.mode} of {s.prefix_len} positions: {size['stored']:,} numbers to keep ({share:.2f} % of {s.model}'s"
                     f" {size['gpt2']:,}), {size['trained']:,} to train")  # fmt: skip
-        how = f"{len(self.train_set):,} examples, {self.steps:,} steps of {s.batch_size}, {s.dtype} on {s.device}, into {s.out}"
+        where = s.device if ranks.size() == 1 else f"{s.device}, {ranks.size()} processes"
+        how = f"{len(self.train_set):,} examples, {self.steps:,} steps of {s.batch_size}, {s.dtype} on {where}, into {s.out}"
         return f"{what}\n{how}"
 
 
@@ -293,6 +303,7 @@ def hours(seconds: float) -> str:
 
 
 @exit_on_input_error
+@ranks.together
 def main(argv: list[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(allow_abbrev=False, description="Prefix-tune (or fine-tune) GPT-2 on E2E. The defaults are the paper's.")

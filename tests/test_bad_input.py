@@ -251,7 +251,7 @@ BAD_FLAGS = [
     ("--beam_size 201", "--beam_size 201"),  # of 401 tokens, when each beam is compared with another
     ("--device nonsense", "--device nonsense cannot be used here"),
     ("--device hpu", "--device hpu cannot be used here"),
-    ("--model nonsense", "unknown model 'nonsense': use gpt2, gpt2-medium, gpt2-large, gpt2-xl, or a folder"),
+    ("--model nonsense", "unknown model 'nonsense': use gpt2, gpt2-medium, gpt2-large, gpt2-xl, mini, or a folder"),
     ("--model {place}/data", "data': use gpt2"),
     ("--weights {place}/nowhere.safetensors", "nowhere.safetensors does not exist"),
     ("--weights {place}/data", "data holds no checkpoint"),

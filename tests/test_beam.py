@@ -145,9 +145,12 @@ def test_a_vocabulary_too_small_for_the_beam_is_refused():
 
 
 def train_briefly(folder, examples, steps: int, batch: int, seed: int = 0) -> GPT2:
-    """Fine-tune a folder's model until it ends its sentences; the folder then holds the trained weights."""
+    """Fine-tune a folder's model until it ends its sentences; the folder then holds the trained weights.
+
+    In double precision: in single, the order of additions would decide over the model, and now and then over a tie of beams.
+    """
     tokenizer = load_tokenizer(str(folder))
-    model = load_gpt2(str(folder)).train()
+    model = load_gpt2(str(folder)).double().train()
     encoded = encode(tokenizer, examples, room=model.config.n_positions)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.0)
     for step in range(steps):
@@ -159,8 +162,9 @@ def train_briefly(folder, examples, steps: int, batch: int, seed: int = 0) -> GP
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
+    model = model.float().eval()
     write_safetensors(folder / "model.safetensors", model.state_dict(), {})
-    return model.eval()
+    return model
 
 
 @pytest.fixture(scope="module", params=["our own tables", "E2E"])

@@ -13,6 +13,7 @@ from e2e_data import (
 )  # fmt: skip
 from evaluate import newline_tokens
 from files import InputError, sha256_of
+from gpt2 import STEP
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 real_files = pytest.mark.skipif(not (SHARED / "e2e").exists(), reason="E2E's files are not at hand (../shared/e2e)")
@@ -143,6 +144,18 @@ def test_a_batch_scores_exactly_the_tokens_behind_the_separator(world):
     assert torch.equal(batch.tokens.flatten()[batch.at + 1], batch.targets)
     for row, e in enumerate(encoded):
         assert batch.tokens[row].tolist() == e.ids + [tokenizer.eot_token] * (T - len(e.ids))
+
+
+@pytest.mark.parametrize("n", [1, 3, 10, 30])
+def test_a_batch_names_all_its_tokens_and_fills_up_with_padding_to_a_round_number(world, n):
+    tokenizer = load_tokenizer(str(world / "model"))
+    encoded = encode(tokenizer, tables(n), room=150)
+    batch = collate(encoded, tokenizer.eot_token)
+    B, T = batch.tokens.shape
+    real = batch.real.tolist()
+    texts = {row * T + t for row, e in enumerate(encoded) for t in range(len(e.ids))}
+    assert texts <= set(real) and real == sorted(set(real)) and real[-1] < B * T
+    assert len(real) == min(B * T, len(texts) + -len(texts) % STEP)
 
 
 def test_an_epochs_order_depends_on_seed_and_epoch_alone():

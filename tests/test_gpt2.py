@@ -1,6 +1,7 @@
 """The model equals transformers' GPT-2, and its own shortcuts change nothing."""
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 import transformers
 from tiny import lively, write_config
 
-from gpt2 import CONFIGS, GPT2, GPT2Config, KVCache, SummedLoss
+from gpt2 import CONFIGS, GPT2, GPT2Config, KVCache, SummedLoss, dropout
 from weights import load_gpt2, read_tensorflow, write_safetensors
 
 # Each published architecture with its own number of layers, heads and head size in proportion, shrunk.
@@ -169,6 +170,25 @@ def test_dropout_acts_in_training_mode_only():
     tokens = torch.arange(8).view(1, 8)
     assert not torch.equal(model.train()(tokens), model(tokens))
     assert torch.equal(model.eval()(tokens), model(tokens))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_dropout_drops_the_stated_share_and_scales_up_what_is_left(dtype):
+    x = torch.full((301, 101, 7), 0.75, dtype=dtype, requires_grad=True)  # 212,807 numbers, not a multiple of four
+    for p in (0.1, 0.5, 1e-9):
+        torch.manual_seed(1)
+        y = dropout(x, p, training=True)
+        kept = torch.tensor(0.75, dtype=dtype) * torch.tensor(1 / (1 - p), dtype=dtype)
+        assert y.dtype == dtype and torch.equal(y.unique(), torch.unique(torch.stack([kept, *([0 * kept] if p > 1e-5 else [])])))
+        n = x.numel()
+        assert abs((y == 0).sum().item() - n * p) < 5 * math.sqrt(n * p * (1 - p)) + 1
+        for part in y.flatten().unfold(0, 8, 8).T:  # no place of a random number's 64 bits has another share than the others
+            assert abs((part == 0).float().mean().item() - p) < 5 * math.sqrt(p * (1 - p) / len(part)) + 1e-9
+        torch.manual_seed(1)
+        assert torch.equal(dropout(x, p, training=True), y), "the same seed, the same noise"
+        (gradient,) = torch.autograd.grad(y.sum(), x)
+        assert torch.equal(gradient == 0, y == 0)
+    assert dropout(x, 0.0, training=True) is not None and torch.equal(dropout(x, 0.3, training=False), x)
 
 
 def test_more_tokens_than_positions_are_refused(model):

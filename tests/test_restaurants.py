@@ -90,9 +90,9 @@ def test_another_seed_gives_other_files_and_a_bad_folder_one_sentence(tmp_path):
 def test_the_files_have_the_sizes_that_the_readme_states():
     stated = re.findall(r"^\| (\w+) \| (\d+) \| ([\d,]+) \|", (FOLDER / "README.md").read_text(encoding="utf-8"), re.M)
     assert [(s, int(t), int(n.replace(",", ""))) for s, t, n in stated] == [(s, len(TABLES[s]), len(ROWS[s])) for s in SPLITS]
-    assert 3000 <= len(ROWS["train"]) <= 3500 and 900 <= len(TABLES["train"]) <= 1100
+    assert len(ROWS["train"]) == 2000 and len(TABLES["train"]) == 600
     assert len(TABLES["valid"]) == 60 and 80 <= len(TABLES["test"]) <= 100
-    assert sum((FOLDER / f"{split}.csv").stat().st_size for split in SPLITS) < 725_000
+    assert sum((FOLDER / f"{split}.csv").stat().st_size for split in SPLITS) < 550_000
 
 
 def test_no_table_is_in_two_of_the_files():

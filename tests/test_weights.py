@@ -458,5 +458,5 @@ def test_a_config_that_is_not_gpt2s_is_refused(tmp_path, content, said):
 
 @pytest.mark.parametrize("name", ["gpt3", "GPT2", "", "gpt2 ", "openai-community/gpt2"])
 def test_an_unknown_model_is_answered_with_the_known_ones(name):
-    with pytest.raises(InputError, match="unknown model .*: use gpt2, gpt2-medium, gpt2-large, gpt2-xl, or a folder"):
+    with pytest.raises(InputError, match="unknown model .*: use gpt2, gpt2-medium, gpt2-large, gpt2-xl, mini, or a folder"):
         load_config(name)

@@ -327,7 +327,7 @@ def generate(seed: int) -> dict[str, list[tuple[str, str]]]:
     names, new = draw_names(rng, 0), draw_names(rng, 1)
     seen: set = set()
     return {
-        "train": draw_split(rng, names, 900, {3: 2, 4: 1}, seen),
+        "train": draw_split(rng, names, 600, {3: 2, 4: 1}, seen),
         "valid": draw_split(rng, names, 40, {4: 3, 5: 2, 6: 1}, seen) + draw_split(rng, new[:10], 20, {4: 3, 5: 2, 6: 1}, seen),
         "test": draw_split(rng, names, 54, {5: 4, 6: 3, 7: 2, 8: 1}, seen) + draw_split(rng, new[10:], 27, {5: 4, 6: 3, 7: 2, 8: 1}, seen),
     }
