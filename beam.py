@@ -87,7 +87,6 @@ def beam_search(
     lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)  # [B]
     for n in range(1, max_new_tokens + 1):
         best, beams, tokens = (x.tolist() for x in extend(logits, scores, K, banned))  # each [B][2 K]
-        logits = None  # its memory, the largest piece of all, can be used again
         kept = []  # the K continuations of each prompt that goes on: (score, beam, token)
         going_on = []
         for b, search in enumerate(active):
@@ -193,8 +192,7 @@ def extend(logits: Tensor, scores: Tensor, K: int, banned: tuple[int, ...]) -> t
     if logits.size(-1) - len(banned) < 2 * K:
         raise ValueError(f"a vocabulary of {logits.size(-1)} is too small for {K} beams: 2 for each are compared")
     logits = logits.float()
-    # log p = logit - log z with z = sum exp(logits), on a CPU a few rows at a time: memory for another table of this size costs
-    # more than the sums.
+    # log p = logit - log z with z = sum exp(logits), on a CPU a few rows at a time, so that these stay in its cache.
     few = logits.split(16 if logits.device.type == "cpu" else len(logits))
     log_z = torch.cat([rows.logsumexp(dim=-1, keepdim=True) for rows in few])  # [B * beams, 1]
     logits[:, list(banned)] = -torch.inf

@@ -43,18 +43,18 @@ def start_model(settings: Settings) -> tuple[GPT2, Prefix | None]:
 
 
 def place(model: GPT2, prefix: Prefix | None, settings: Settings) -> GPT2:
-    """Bring GPT-2 to its device, and freeze it behind its prefix, if it has one."""
+    """Bring GPT-2 to its device, and freeze it behind its prefix, if it has one. A frozen model is made ready for bf16."""
     model.to(settings.device)
     if settings.device == "cpu":
         keep_freed_memory()
     if prefix is not None:
         prefix.attach(model.requires_grad_(False))
-        if settings.dtype == "bf16":
-            # Autocast would round these to bf16 anew in each step; frozen weights can be rounded once.
-            for module in model.modules():
-                if isinstance(module, Projection):
-                    module.to(torch.bfloat16)
-            model.head = model.wte.weight.to(torch.bfloat16)
+    if settings.dtype == "bf16" and not model.wte.weight.requires_grad:
+        # Autocast would round these to bf16 anew in each step; frozen weights can be rounded once.
+        for module in model.modules():
+            if isinstance(module, Projection):
+                module.to(torch.bfloat16)
+        model.head = model.wte.weight.to(torch.bfloat16)
     return model
 
 
@@ -75,7 +75,7 @@ def load_run(folder: str | Path, **changes) -> tuple[Settings, GPT2]:
     if not path.exists() or not (folder / "summary.json").exists():
         raise InputError(f"{folder} has no finished {path.name}: its training has not ended; go on with train.py … --resume")
     if settings.finetunes:
-        return settings, place(load_gpt2(settings.model, str(path)), None, settings).eval()
+        return settings, place(load_gpt2(settings.model, str(path)).requires_grad_(False), None, settings).eval()
     model = load_gpt2(settings.model, settings.weights)
     prefix = load_prefix(path, model.config)
     if prefix.mode != settings.mode:

@@ -1,0 +1,46 @@
+"""The loss of a language model, summed over the tokens y_1 .. y_M that follow, and its gradient at once:
+
+    loss  =  - sum_i log p_i[y_i]     with p = softmax(x W^T)
+
+    dx = (p - onehot(y)) W            dW = (p - onehot(y))^T x
+
+x are the M outputs of the last LayerNorm, W the rows of `wte`. PyTorch's own cross entropy keeps logits and probabilities,
+[M, V], for the backward pass, four copies in all, where V is 50,257. Here there is one, in which logits become p - onehot(y),
+on a CPU a few rows at a time, so that these stay in its cache.
+
+Shapes: M scored places, C width, V vocabulary.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# oneDNN, which multiplies matrices for PyTorch on CPUs, compiles a kernel for every shape that is new to it: a millisecond each, as long as
+# some products take. Batches of text all have shapes of their own, so lengths are rounded up, and few shapes are left.
+STEP = 16
+
+
+class SummedLoss(torch.autograd.Function):
+    """(x [M, C], W [V, C], y [M] ids) -> the loss in nats, in fp32 or better."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+        M = len(x)
+        x = F.pad(x, (0, 0, 0, -M % STEP))
+        table = x @ weight.t()  # logits [M, V], and some rows more
+        table[M:] = 0
+        loss = x.new_zeros((), dtype=torch.promote_types(x.dtype, torch.float32))
+        for rows, y in zip(*(t.split(16 if x.device.type == "cpu" else M) for t in (table[:M], targets.unsqueeze(1)))):
+            p = rows.to(loss.dtype).log_softmax(dim=1)
+            loss -= p.gather(1, y).sum()
+            p.exp_().scatter_add_(1, y, torch.full_like(y, -1, dtype=p.dtype))  # p - onehot(y)
+            rows.copy_(p)
+        ctx.save_for_backward(x if weight.requires_grad else None, weight, table)
+        ctx.M = M
+        return loss
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        x, weight, table = ctx.saved_tensors
+        dx = grad * (table @ weight)[: ctx.M]
+        return dx, None if x is None else table.t() @ (grad * x), None
