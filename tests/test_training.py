@@ -25,7 +25,7 @@ from evaluate import evaluate_run
 from files import InputError
 from prefix import MODES, keys_values, load_prefix
 from runs import load_run, start_model
-from settings import Settings, add_flags
+from settings import Settings, add_flags, autocast
 from tiny import write_data
 from train import Training, batch_loss, learning_rate, train, update
 from weights import load_gpt2, read_safetensors
@@ -383,6 +383,15 @@ def test_every_mode_trains_in_bf16_and_is_evaluated_in_either(settings, changes)
     for dtype in ("bf16", "fp32"):
         assert evaluate_run(folder, dtype=dtype)["ROUGE_L"] >= 0
         assert json.loads((folder / "evaluation.json").read_text())["machine"]["dtype"] == dtype
+
+
+def test_a_finished_model_is_rounded_to_bf16_once_with_the_logits_of_one_that_autocast_rounds_each_time(world, settings):
+    folder = train(settings(mode="finetune", max_steps=2))
+    own, ready = load_run(folder, dtype="bf16", device="cpu")
+    assert ready.h[0].mlp.c_fc.weight.dtype == torch.bfloat16 and ready.wte.weight.dtype == torch.float32
+    plain, tokens = load_gpt2(str(world / "model"), str(folder / "model.safetensors")).eval(), torch.arange(20).view(2, 10)
+    with torch.no_grad(), autocast(own):
+        assert torch.equal(ready(tokens), plain(tokens))
 
 
 def test_the_final_evaluation_uses_the_commands_dtype(world, tmp_path):
