@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 
 from files import OFFLINE, InputError, bundled, cache_dir, download, read_text, sha256_of
-from gpt2 import STEP
+from loss import STEP
 from weights import load_config
 
 PAPER_FILES = "https://raw.githubusercontent.com/XiangLi1999/PrefixTuning/cleaned/data/e2e_data/{file}"

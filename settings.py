@@ -45,7 +45,7 @@ class Settings:
     data: str | None = flag(None, "folder with the data, text or CSV; mini: sample tables that come with the code (default: the paper's E2E files, downloaded)", kind=str)
     train_examples: int | None = flag(None, "use only so many training examples, drawn by --seed (low data)", kind=int)
     # optimisation: AdamW, linear decay to 0
-    lr: float | None = flag(None, "learning rate (default: 8e-5, fine-tuning 5e-5; for mini 3e-3 and 1e-3)", kind=float)
+    lr: float | None = flag(None, "learning rate (default: 8e-5, fine-tuning 5e-5; for mini 1e-3)", kind=float)
     epochs: int = flag(5, "passes over the training data")
     max_steps: int | None = flag(None, "updates; overrides --epochs", kind=int)
     batch_size: int = flag(10, "examples an update, of all processes together")
@@ -132,7 +132,7 @@ def resolve_prefix_len(s: Settings) -> int | None:
 # Learning rates for what is put in front of a frozen model, and for fine-tuning: the paper's, and those that were best on the
 # validation set with a model that is 20 times smaller than GPT-2's smallest (mini/README.md).
 PAPER_RATES = (8e-5, 5e-5)
-RATES = {"mini": (3e-3, 1e-3)}
+RATES = {"mini": (1e-3, 1e-3)}
 
 # What does not belong into a run's name: it is there already, or changes nothing that is learned.
 NOT_IN_NAME = ("mode", "model", "prefix_len", "out", "device", "log_every", "checkpoint_every", "beam_size", "length_norm", "max_new_tokens")

@@ -13,7 +13,7 @@ from e2e_data import (
 )  # fmt: skip
 from evaluate import newline_tokens
 from files import InputError, sha256_of
-from gpt2 import STEP
+from loss import STEP
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 real_files = pytest.mark.skipif(not (SHARED / "e2e").exists(), reason="E2E's files are not at hand (../shared/e2e)")
