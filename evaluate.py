@@ -54,7 +54,7 @@ def decode_ids(tokenizer: tiktoken.Encoding, ids: list[int]) -> str:
 
 
 def decode(
-    model: GPT2, tokenizer: tiktoken.Encoding, sources: list[str], settings: Settings, batch_size: int = 16, show: bool = False
+    model: GPT2, tokenizer: tiktoken.Encoding, sources: list[str], settings: Settings, batch_size: int = 32, show: bool = False
 ) -> list[str]:
     """A sentence for each source, in the sources' order, by beam search in batches of similar length.
 
@@ -84,7 +84,7 @@ def decode(
 # ----------------------------------------------------------------------------- scoring
 
 
-def evaluate_run(folder: str | Path, batch_size: int = 16, split: str = "test", **changes) -> dict[str, float]:
+def evaluate_run(folder: str | Path, batch_size: int = 32, split: str = "test", **changes) -> dict[str, float]:
     """Decode and score a finished run: writes outputs.txt, scores.json and evaluation.json into its folder.
 
     split    "test", or "valid"
@@ -198,7 +198,7 @@ def main(argv: list[str] | None = None) -> None:
     run.add_argument("--run", help="a folder that train.py wrote")
     run.add_argument("--table", help="say this table instead: 'name : Blue Spice | area : riverside'")
     run.add_argument("--split", default="test", choices=("test", "valid"), help="what to decode (default: test)")
-    run.add_argument("--batch_size", type=int, default=16, help="tables decoded at a time (default: 16)")
+    run.add_argument("--batch_size", type=int, default=32, help="tables decoded at a time (default: 32)")
     own, here = ("beam_size", "length_norm", "max_new_tokens", "model", "weights", "data"), ("device", "dtype")
     add_flags(run, own, default="the run's own")
     add_flags(run, here)

@@ -304,13 +304,19 @@ class GPT2(nn.Module):
     def logits(self, x: Tensor) -> Tensor:
         """LayerNorm(x_L) wte^T: [.., C] -> [.., V].
 
-        Where no gradient is wanted (validation, decoding) always in fp32: GPT-2's logits lie far below
-        zero, and bf16 has but 8 significant bits, steps of 0.25 between -32 and -64; beams would tie.
+        Where no gradient is wanted (validation, decoding) always in fp32: GPT-2's logits lie far below zero, and bf16 has but
+        8 significant bits, steps of 0.25 between -32 and -64; beams would tie. Under autocast only their factors are rounded.
         """
         if torch.is_grad_enabled():
             return x @ self.wte.weight.t()
-        with torch.autocast(x.device.type, enabled=False):
-            return x.float() @ self.wte.weight.float().t()
+        precision = torch.get_float32_matmul_precision()
+        if torch.is_autocast_enabled(x.device.type):
+            torch.set_float32_matmul_precision("medium")  # products of bf16 (on a GPU TF32) factors, sums in fp32
+        try:
+            with torch.autocast(x.device.type, enabled=False):
+                return x.float() @ self.wte.weight.float().t()
+        finally:
+            torch.set_float32_matmul_precision(precision)
 
     def loss(self, x: Tensor, targets: Tensor) -> Tensor:
         """The sum of - log p of targets [M] given LayerNorm(x_L) [M, C], in nats."""
