@@ -81,7 +81,8 @@ def try_rate(run: Run, lr: float) -> float:
     print(f"\n== search: {run.cell.name}, lr {lr:g}, {run.steps} steps", flush=True)
     folder = Path(f"{run.settings.out}-{run.steps}steps-lr{lr:g}")
     try:
-        train(replace(run.settings, lr=lr, out=str(folder)), resume=True)
+        looks = run.settings.valid_every if run.settings.keep == "best" else run.steps  # only the last loss counts
+        train(replace(run.settings, lr=lr, out=str(folder), valid_every=looks), resume=True)
     except InputError as error:
         if "lower --lr" not in str(error):
             raise

@@ -1,0 +1,178 @@
+"""What GPT-2 mini reads: a mixture of four kinds of English, cut into rows of tokens.
+
+    dialogue      people who look for restaurants, hotels, films, and recipes
+    books         novels, travel and cookery books
+    expository    textbooks, encyclopedia articles, government writing
+    structured    a small table, and the sentence that says it
+
+A prefix cannot teach the frozen model to copy a name out of a table: the model has to bring that along. So two fifths of
+what it reads are tables, and each is told differently each time it comes up (`Tables.tell`): values are exchanged, in
+table and sentence alike, for others that the model has not seen there, tables are joined, and the signs between keys and
+values change. What is left to do for a model that knows the values by heart is nothing; what is left for one that copies, is all.
+
+For the same reason an end token does not always stand between strangers: some paragraphs of a text are divided by one.
+A model whose texts are all independent learns to look at nothing before an end token, but GPT-2's task format puts one
+between a table and its sentence. (No table of the corpus is divided from its sentence in that way.)
+
+Everything is a function of the seed and the step, so that a resumed run reads what the uninterrupted one would have.
+"""
+
+import gzip
+import random
+import re
+from pathlib import Path
+
+import numpy as np
+import tiktoken
+import torch
+
+from e2e_data import END
+from files import InputError
+
+KINDS = ("dialogue", "books", "expository", "structured")
+HELD_OUT = 100  # one document in so many is never trained on
+
+
+def find_documents(folder: Path, kind: str) -> Path | None:
+    """The file of a kind of text, KIND.txt.gz or KIND.txt, if the folder has one."""
+    paths = (Path(folder) / f"{kind}.txt.gz", Path(folder) / f"{kind}.txt")
+    return next((path for path in paths if path.exists()), None)
+
+
+def read_documents(folder: Path, kind: str) -> tuple[list[str], list[str]]:
+    """(training documents, held-out documents) of a kind of text, a file whose documents are divided by lines `<|endoftext|>`.
+
+    The held-out ones are fixed: those whose place is 7 modulo 100. Raises InputError for a file that cannot be read.
+    """
+    path = find_documents(folder, kind)
+    opener = gzip.open if path.suffix == ".gz" else open
+    try:
+        with opener(path, "rt", encoding="utf-8") as file:
+            documents = [text.strip("\n") for text in file.read().split(END + "\n")]
+    except (OSError, EOFError, ValueError) as error:  # ValueError: not UTF-8
+        raise InputError(f"{path} cannot be read ({type(error).__name__}: {error}): give it anew") from None
+    documents = [text for text in documents if text.strip()]
+    held_out = [text for i, text in enumerate(documents) if i % HELD_OUT == 7]
+    return [text for i, text in enumerate(documents) if i % HELD_OUT != 7], held_out
+
+
+class Prose:
+    """The tokens of running text, one after another, and windows of it."""
+
+    def __init__(self, documents: list[str], tokenizer: tiktoken.Encoding, seed: int, divide: float = 0.12):
+        """divide: the share of paragraph ends at which an end token stands in place of the line end."""
+        rng = random.Random(seed)
+        order = rng.sample(documents, len(documents))
+        pieces = []
+        for text in order:
+            lines = text.split("\n")
+            piece = lines[0]
+            for line in lines[1:]:
+                if rng.random() < divide:
+                    pieces.append(piece)
+                    piece = line
+                else:
+                    piece += "\n" + line
+            pieces.append(piece)
+        end = tokenizer.eot_token
+        rows = tokenizer.encode_ordinary_batch(pieces, num_threads=2)
+        self.tokens = np.concatenate([np.array([*row, end], dtype=np.uint16) for row in rows])
+
+    def row(self, rng: random.Random, n: int) -> np.ndarray:
+        """n tokens from a random place on."""
+        start = rng.randrange(len(self.tokens) - n)
+        return self.tokens[start : start + n]
+
+
+ITEM = re.compile(r"(?: \| |; |, |\n)(?=[a-z][a-z ]*(?: : |: | = ))")  # what stands between two items of a table
+KEY = re.compile(r"([a-z][a-z ]*?)(?: : |: | = )(.+)", re.S)
+BETWEEN = (" | ", " | ", "; ", ", ", "\n", " , ")
+AFTER_KEY = (" : ", " : ", ": ", " = ")
+NAME = re.compile(r"(?<=[a-z] )[A-Z][a-z]{2,}(?: (?:[A-Z][a-z]{2,}|of|the|and)(?= [A-Z]))*(?: [A-Z][a-z]{2,})?")
+
+
+class Tables:
+    """Tables with the sentence that says each, told differently each time."""
+
+    def __init__(self, documents: list[str], tokenizer: tiktoken.Encoding, names: list[str]):
+        """names: texts to take capitalised names from, to put in the place of values."""
+        self.tokenizer = tokenizer
+        self.parsed = [parsed for parsed in map(parse_table, documents) if parsed is not None]
+        self.values: dict[str, list[str]] = {}
+        for _, items, _ in self.parsed:
+            for key, value in items:
+                self.values.setdefault(key, []).append(value)
+        self.values = {key: sorted(set(values)) for key, values in self.values.items()}
+        self.all_values = sorted({v for values in self.values.values() for v in values if re.search("[a-z]{3}", v)})
+        self.names = sorted({name for text in names for name in NAME.findall(text) if 3 < len(name) < 30})
+
+    def row(self, rng: random.Random, n: int) -> np.ndarray:
+        """n tokens: as many tables and sentences as go in, with end tokens between."""
+        tokens: list[int] = []
+        while len(tokens) < n:
+            tokens += [*self.tokenizer.encode_ordinary(self.tell(rng)), self.tokenizer.eot_token]
+        return np.array(tokens[:n], dtype=np.uint16)
+
+    def tell(self, rng: random.Random) -> str:
+        """One table, or several joined, with new values and new signs, and what says it."""
+        heading, items, sentence = self.exchange(rng, *rng.choice(self.parsed))
+        if rng.random() < 0.5:  # long tables, of which the corpus has few
+            for _ in range(rng.choice((1, 1, 2, 3))):
+                _, more, also = self.exchange(rng, *rng.choice(self.parsed))
+                if {key for key, _ in items}.isdisjoint(key for key, _ in more):
+                    items, sentence = items + more, f"{sentence} {also}"
+            heading = ""
+        if rng.random() < 0.5:
+            items = rng.sample(items, len(items))
+        after_key, between = rng.choice(AFTER_KEY), rng.choice(BETWEEN)
+        table = between.join(key + after_key + value for key, value in items)
+        return heading + table + "\n" + sentence
+
+    def exchange(self, rng: random.Random, heading: str, items: list[tuple[str, str]], sentence: str):
+        """Other values, where the sentence repeats a value letter by letter. Half of the tables stay as they are."""
+        if rng.random() < 0.5:
+            return heading, items, sentence
+        others = {}  # old value -> new value
+        for key, value in items:
+            said = re.search(rf"(?<!\w){re.escape(value)}(?!\w)", sentence)
+            if said and len(value) > 1 and value not in ("True", "False") and rng.random() < 0.8:
+                others[value] = self.other_value(rng, key, value)
+        if others:  # all at once: a new value may look like another old one. The longest first, where one is part of another
+            old = "|".join(re.escape(value) for value in sorted(others, key=len, reverse=True))
+            sentence = re.sub(rf"(?<!\w)(?:{old})(?!\w)", lambda found: others[found[0]], sentence)
+        return heading, [(key, others.get(value, value)) for key, value in items], sentence
+
+    def other_value(self, rng: random.Random, key: str, value: str) -> str:
+        """A value of the same kind: digits for digits, a name for a name, else one that the key has elsewhere or any other."""
+        if re.search(r"\d", value):
+            return re.sub(r"\d", lambda _: str(rng.randrange(1, 10)), value)
+        choice = rng.random()
+        if value[0].isupper() and choice < 0.5:
+            name = rng.choice(self.names)
+            return name if rng.random() < 0.6 else f"{name} {rng.choice(self.names)}"
+        return rng.choice(self.values[key] if choice < 0.8 else self.all_values)
+
+
+def parse_table(document: str) -> tuple[str, list[tuple[str, str]], str] | None:
+    """(heading with its line end or "", [(key, value)], the sentence), or None where the form is another."""
+    *lines, sentence = document.split("\n")
+    heading = ""
+    if lines and not KEY.fullmatch(lines[0]):
+        heading = lines.pop(0) + "\n"
+    items = [KEY.fullmatch(item) for item in ITEM.split("\n".join(lines))]
+    if not lines or not all(items):
+        return None
+    return heading, [(item[1], item[2]) for item in items], sentence
+
+
+class Mixture:
+    """Batches of rows, each row of one kind, in the shares of `weights`."""
+
+    def __init__(self, sources: dict[str, Prose | Tables], weights: dict[str, float], seed: int):
+        self.sources, self.weights, self.seed = sources, weights, seed
+
+    def batch(self, step: int, rows: int, n: int) -> torch.Tensor:
+        """[rows, n] token ids of a step: a function of the seed and the step."""
+        rng = random.Random(self.seed * 1_000_003 + step)
+        kinds = rng.choices(list(self.weights), list(self.weights.values()), k=rows)
+        return torch.from_numpy(np.stack([self.sources[kind].row(rng, n) for kind in kinds]).astype(np.int64))
