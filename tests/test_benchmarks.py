@@ -221,3 +221,28 @@ def test_a_contender_in_its_own_process_returns_raises_and_ends():
     assert made.process.exitcode == 0
     with pytest.raises(InputError, match="is not a run"):  # what goes wrong while it is built is said by the first call
         contenders.Contender(decoding.load_run, Path("nowhere"), device="cpu").call("decode")
+
+
+# ----------------------------------------------------------------------------- the README's table
+
+
+def test_the_readmes_table_is_what_was_measured():
+    """Every row of "How fast" is results/*.json, rounded."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8").split("## How fast\n")[1].split("\n## ")[0]
+    stated = [[cell.strip() for cell in line.strip("|").split("|")[1:5]] for line in text.splitlines() if line.startswith("| ")][1:]
+    trained, decoded, scored = (json.loads((ROOT / "results" / f"{name}.json").read_text()) for name in ("training", "decoding", "scorer"))
+    rows = []
+    for report, key, names in (
+        (trained, "examples_per_s", ("prefix: ours / peer", "finetune: ours / peer", "ours: prefix / finetune")),
+        (decoded, "sentences_per_s", ("finetune: ours / peer", "prefix: ours / peer", "finetune: ours / peer one at a time in fp32")),
+    ):
+        for name in names:
+            mode, ratio = name.split(":")[0], report["ratios"][name]
+            pair = ("prefix, ours", "finetune, ours") if mode == "ours" else (f"{mode}, ours", f"{mode}, peer{', one at a time in fp32' * ('fp32' in name)}")
+            speeds = [f"{report['contenders'][contender][key]:.1f}" for contender in pair]
+            rows.append([*speeds, f"{ratio['median']:.{0 if ratio['median'] > 10 else 1}f}", f"{ratio['memory']:.2f}" if "memory" in ratio else ""])
+    ours, theirs = scored["ours"], scored["reference"]
+    rows.append([f"{ours['seconds']:.1f}", f"{theirs['seconds']:.1f}", f"{ours['seconds'] / theirs['seconds']:.2f}",
+                 f"{ours['megabytes'] / theirs['megabytes']:.2f}"])  # fmt: skip
+    assert stated == rows
+    assert all(report["machine"]["dtype"] == "bf16" and report["model"].startswith("gpt2,") for report in (trained, decoded))
