@@ -107,7 +107,7 @@ def fresh(tmp_path_factory):
     """The repository as a clone has it (without what runs leave behind), and the first command of the README run in it."""
     folder = tmp_path_factory.mktemp("fresh")
     clone = folder / "clone"
-    shutil.copytree(ROOT, clone, ignore=shutil.ignore_patterns(".git", "runs", "__pycache__", ".pytest_cache", ".hypothesis"))
+    shutil.copytree(ROOT, clone, ignore=shutil.ignore_patterns(".git", ".venv", "runs", "__pycache__", ".pytest_cache", ".hypothesis"))
     (folder / "guard").mkdir()
     (folder / "guard" / "sitecustomize.py").write_text(GUARD)
     (folder / "home").mkdir()

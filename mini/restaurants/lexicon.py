@@ -67,7 +67,7 @@ VERBS = {
     ),
     "rating number": (
         "scores (that scores) {rating} with its guests", "has (with) {rating} from its guests",
-        "has (with) an overall {rating}", "earns (that earns) {rating} from its diners",
+        "has (with) {rating} overall from its guests", "earns (that earns) {rating} from its diners",
     ),
     "family yes": (
         "welcomes (that welcomes) parents and children", "welcomes (that welcomes) families of any size",
