@@ -45,7 +45,7 @@ class Search:
 
     def length(self, n: int, norm: str, with_end: bool = True) -> int:
         """What a sum of n log-probabilities is divided by. "total" does not count the end token, as in the
-        paper's code; "output" does, as in today's libraries."""
+        paper's code; "output" does, as in today's libraries. (One that still runs is measured as if it ended now, as both do.)"""
         if norm == "total":
             return self.prompt_len + (n - 1 if with_end else n)
         return n if norm == "output" else 1
@@ -76,6 +76,8 @@ def beam_search(
     """
     if not all(prompts) or beam_size < 1 or max_new_tokens < 1 or length_norm not in LENGTH_NORMS:
         raise ValueError(f"beam search needs non-empty prompts, at least one beam and token, and a length_norm of {LENGTH_NORMS}")
+    if not prompts:
+        return []
     K, longest = beam_size, max(map(len, prompts))
     device = next(model.parameters()).device
     results: list[list[int]] = [[] for _ in prompts]
@@ -195,7 +197,7 @@ def extend(logits: Tensor, scores: Tensor, K: int, banned: tuple[int, ...]) -> t
     # log p = logit - log z with z = sum exp(logits), on a CPU a few rows at a time, so that these stay in its cache.
     few = logits.split(16 if logits.device.type == "cpu" else len(logits))
     log_z = torch.cat([rows.logsumexp(dim=-1, keepdim=True) for rows in few])  # [B * beams, 1]
-    logits[:, list(banned)] = -torch.inf
+    logits[:, list(banned)] = -torch.inf  # in place: they are not needed again
     best, tokens = logits.topk(2 * K, dim=-1)  # [B * beams, 2 K]
     totals = (scores.view(-1, 1) + best - log_z).view(B, -1)  # [B, beams * 2 K]
     totals, order = totals.topk(2 * K, dim=-1)  # [B, 2 K]

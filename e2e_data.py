@@ -297,7 +297,7 @@ class Batch:
     tokens: Tensor  # [B, T]
     at: Tensor  # [M] indices into the B * T positions: those whose next token is scored
     targets: Tensor  # [M] these next tokens
-    real: Tensor  # [N] indices into the B * T positions: those that hold no padding, and a little of it
+    real: Tensor  # [N] indices into the B * T positions: of the tokens, and of some padding, so that N is a round number
 
     def to(self, device) -> "Batch":
         """The same batch on a device."""

@@ -23,7 +23,7 @@ from files import InputError, exit_on_input_error, write_whole
 from gpt2 import GPT2
 from metrics import read
 from runs import check_room, load_run, load_settings, to_json, write_json
-from settings import Settings, add_flags, autocast, describe_machine
+from settings import Settings, add_flags, autocast, describe_machine, keep_freed_memory
 
 # What others report on E2E's test set, on the paper's tokenised references. The paper's NIST comes from
 # the scorer's Python variant, the poster's from the Perl one (metrics/nist.py).
@@ -37,6 +37,7 @@ PUBLISHED = {
 }
 COLUMNS = ("BLEU", "NIST", "NIST_perl", "METEOR", "ROUGE_L", "CIDEr")
 PERCENT = ("BLEU", "METEOR", "ROUGE_L")  # papers print these times 100
+SEARCHED = ("beam_size", "length_norm", "max_new_tokens")  # the settings of decoding
 
 
 # ----------------------------------------------------------------------------- decoding
@@ -105,7 +106,7 @@ def evaluate_run(folder: str | Path, batch_size: int = 32, split: str = "test", 
     if ranks.rank() > 0:
         return scores
 
-    searched = {name: getattr(settings, name) for name in ("beam_size", "length_norm", "max_new_tokens")}
+    searched = {name: getattr(settings, name) for name in SEARCHED}
     other = [f"{name}_{value}" for name, value in searched.items() if value != getattr(own, name)]
     ending = "-".join(["", *([] if split == "test" else [split]), *other])
     references = {None: "the paper's tokenised files", "mini": "the sample tables' own"}.get(settings.data)
@@ -138,7 +139,9 @@ def say_table(folder: str | Path, table: str, **changes) -> str:
     return decode(model, tokenizer, [table], settings)[0]
 
 
-def score_files(hyp: Path, ref: Path, src: Path | None = None, segments: Path | None = None, scores: Path | None = None) -> dict[str, float]:
+def score_files(
+    hyp: Path, ref: Path, src: Path | None = None, segments: Path | None = None, scores: Path | None = None
+) -> dict[str, float]:  # fmt: skip
     """Score outputs against references, in any of the forms of metrics/read.py.
 
     Writes the scores to `scores` (scores.json beside the outputs), unless other scores stand there, and when asked a
@@ -209,6 +212,7 @@ def main(argv: list[str] | None = None) -> None:
     score.add_argument("--segments", type=Path, help="write each output's own scores to this TSV file")
     score.add_argument("--scores", type=Path, help="where the scores go (default: scores.json beside the outputs)")
     given = parser.parse_args(argv)
+    keep_freed_memory()
     changes = {name: value for name, value in vars(given).items() if name in own + here}
     if given.batch_size < 1:
         raise InputError(f"--batch_size {given.batch_size}: must be at least 1")

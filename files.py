@@ -125,6 +125,34 @@ def write_whole(path: Path, mode: str = "w"):
             part.unlink()
 
 
+@contextmanager
+def alone_in(folder: Path, waits: bool = True):
+    """Let one process at a time into this block, for each folder: two that write the same file would spoil it.
+
+    waits    for its turn; else InputError where another process is inside
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows has no such lock
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if not waits:
+                raise InputError(f"another process is at work in {folder}: wait until it has ended, or choose another --out") from None
+            print(f"waiting for another process that writes into {folder}", file=sys.stderr)
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        except OSError:
+            pass  # a network drive without locks
+        yield
+    finally:
+        os.close(handle)  # and with it the lock
+
+
 # ----------------------------------------------------------------------------- downloading
 
 
@@ -169,7 +197,7 @@ def download(url: str, path: Path, size: int | None = None, sha256: str | None =
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{path.parent} cannot be made ({error.strerror}): set PREFIX_TUNING_CACHE to another folder") from None
-    with _alone_in(path.parent):
+    with alone_in(path.parent):
         if path.exists():  # another run has fetched it while we waited
             return path
         for attempt in range(1, tries + 1):
@@ -186,28 +214,6 @@ def download(url: str, path: Path, size: int | None = None, sha256: str | None =
                 print(f"download of {path.name} broke off ({problem}); try {attempt + 1} of {tries}", file=sys.stderr)
                 time.sleep(min(2**attempt, 20))
     raise InputError(f"{url} cannot be downloaded ({problem}): check the network, or fetch it elsewhere and save it as {path}")
-
-
-@contextmanager
-def _alone_in(folder: Path):
-    """Let one process at a time into this block: two that append to the same `.part` would spoil it."""
-    try:
-        import fcntl
-    except ImportError:  # Windows has no such lock
-        yield
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"waiting for another program that downloads into {folder}", file=sys.stderr)
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        except OSError:
-            pass  # a network drive without locks
-        yield
-    finally:
-        os.close(handle)  # and with it the lock
 
 
 def _reason(error: Exception) -> tuple[str, bool]:

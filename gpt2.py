@@ -102,15 +102,12 @@ class KVCache:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
     def select(self, rows: Tensor) -> None:
-        """Keep these rows of the batch, in this order, repeats allowed: [B] -> [len(rows)]."""
+        """Keep these rows of the batch, no more than there are, in this order: [B] -> [len(rows)]."""
         n, used = len(rows), self.length
         for layer, memories in enumerate(self.layers):
-            if n <= memories[0].size(0):  # into the memory that is there
-                for memory in memories:
-                    memory[:n, :, :used] = memory[:, :, :used].index_select(0, rows)
-                self.layers[layer] = tuple(memory[:n] for memory in memories)
-            else:
-                self.layers[layer] = tuple(memory.index_select(0, rows) for memory in memories)
+            for memory in memories:  # into the memory that is there
+                memory[:n, :, :used] = memory[:, :, :used].index_select(0, rows)
+            self.layers[layer] = tuple(memory[:n] for memory in memories)
 
 
 @dataclass
@@ -265,12 +262,14 @@ class GPT2(nn.Module):
                    None: all that is in front of it, and itself. Tokens padded on the right need no
                    mask, since nothing that counts looks at them
         at         [M] indices into the B * T positions where logits are wanted; None: all of them
-        real       [N] indices, rising, of the tokens that are no padding; None: all of them. With it `at` is needed
+        real       [N] indices, rising, of the tokens that are no padding; None: all of them. With it `at` is needed,
+                   and there can be no cache
         targets    [M] the tokens that follow there
 
         Returns logits [B, T, V], or with `at` [M, V], in fp32 where no gradient is wanted (see `logits`);
         with `targets` the sum of - log p(target) in nats.
-        Raises ValueError when the context is too short.
+        Raises ValueError when the context is too short (of positions that are given, a GPU's are not looked at), and for
+        `real` with a cache.
         """
         if positions is None:
             start = cache.length if cache is not None else 0
@@ -279,6 +278,8 @@ class GPT2(nn.Module):
             positions = torch.arange(start, start + tokens.size(1), device=tokens.device)
         padded = None
         if real is not None:
+            if cache is not None:
+                raise ValueError("a cache holds whole rows: leave `real` out, or the cache")
             B, T = tokens.shape
             up = -T % STEP if mask is None else 0  # zeros behind the sequences, for attention
             padded = Padded(B, T + up, real + real // T * up)

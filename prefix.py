@@ -100,7 +100,9 @@ class Prefix(nn.Module):
         return self
 
     def detach(self, model: GPT2) -> None:
-        """Give the model back as it was."""
+        """Give the model back as it was. Raises InputError where this prefix is not attached."""
+        if self.handle is None:
+            raise InputError("this prefix is not attached to a model")
         for block in model.h:
             block.attn.kv_hook = None
         self.handle.remove()
@@ -120,6 +122,7 @@ class Prefix(nn.Module):
         tokens, cache = args[0], kwargs.get("cache")
         begins = cache is None or cache.length == 0
         if begins:
+            self.check_room(tokens)
             self.current = self.activations(model)  # once a pass, for all layers; gradients flow back through it
         positions = kwargs.get("positions")
         if positions is None and begins:
@@ -127,6 +130,11 @@ class Prefix(nn.Module):
         if positions is not None:  # None: the tokens go on behind the cache, which counts the prefix
             kwargs["positions"] = positions + self.prefix_len
         return args, kwargs
+
+    def check_room(self, tokens: Tensor) -> None:
+        """Raise ValueError when prefix and tokens [B, T] do not fit (on a GPU a position outside of `wpe` would end the program)."""
+        if self.prefix_len + tokens.size(1) > self.config.n_positions:
+            raise ValueError(f"a prefix of {self.prefix_len} and {tokens.size(1)} tokens do not fit into {self.config.n_positions} positions")
 
     # ------------------------------------------------------------------- initialisation and files
 
@@ -194,6 +202,7 @@ class Infix(Prefix):
         if kwargs.get("mask") is not None or kwargs.get("positions") is not None:
             raise ValueError("an infix makes mask and positions itself")
         tokens = args[0]  # [B, T]
+        self.check_room(tokens)
         B, T = tokens.shape
         is_text = (tokens == self.config.vocab_size - 1).cumsum(1) > 0  # [B, T]
         self.current = self.activations(model)

@@ -21,7 +21,7 @@ from e2e_data import encode_prompt, shorten
 from files import InputError, explain_os_error, read_text, write_whole
 from gpt2 import GPT2, Projection
 from prefix import MODES, Prefix, load_prefix
-from settings import Settings, init_tokens, keep_freed_memory
+from settings import Settings, init_tokens
 from weights import load_gpt2, write_safetensors
 
 
@@ -45,8 +45,6 @@ def start_model(settings: Settings) -> tuple[GPT2, Prefix | None]:
 def place(model: GPT2, prefix: Prefix | None, settings: Settings) -> GPT2:
     """Bring GPT-2 to its device, and freeze it behind its prefix, if it has one. A frozen model is made ready for bf16."""
     model.to(settings.device)
-    if settings.device == "cpu":
-        keep_freed_memory()
     if prefix is not None:
         prefix.attach(model.requires_grad_(False))
     if settings.dtype == "bf16" and not model.wte.weight.requires_grad:
@@ -64,7 +62,7 @@ def trained_file(folder: Path, settings: Settings) -> Path:
 
 
 def load_run(folder: str | Path, **changes) -> tuple[Settings, GPT2]:
-    """A finished run's settings (with `changes` such as beam_size=1) and its model, ready to be called.
+    """A finished run's settings (with `changes` such as beam_size=1) and its model, to be called inside `autocast(settings)`.
 
     Everything comes from the files: the frozen GPT-2, and what was learned. Device and dtype are those of the
     machine at hand, which need not be the one that trained.
@@ -79,7 +77,9 @@ def load_run(folder: str | Path, **changes) -> tuple[Settings, GPT2]:
     model = load_gpt2(settings.model, settings.weights)
     prefix = load_prefix(path, model.config)
     if prefix.mode != settings.mode:
-        raise InputError(f"{path} holds a {prefix.mode}, but the run's settings say {settings.mode}: the folder's files do not belong together")
+        raise InputError(
+            f"{path} holds a {prefix.mode}, but the run's settings say {settings.mode}: the folder's files do not belong together"
+        )
     return settings, place(model, prefix.to(settings.device).requires_grad_(False), settings).eval()
 
 

@@ -42,7 +42,8 @@ class Settings:
     # the frozen model, and the data
     model: str = flag("gpt2", f"{', '.join(CONFIGS)}, mini (comes with the code), or a folder with config.json")
     weights: str | None = flag(None, "a local .safetensors or TensorFlow checkpoint; 'random': untrained (default: download)", kind=str)
-    data: str | None = flag(None, "folder with the data, text or CSV; mini: sample tables that come with the code (default: the paper's E2E files, downloaded)", kind=str)
+    data: str | None = flag(None, "folder with the data, text or CSV; mini: sample tables that come with the code"
+                            " (default: the paper's E2E files, downloaded)", kind=str)  # fmt: skip
     train_examples: int | None = flag(None, "use only so many training examples, drawn by --seed (low data)", kind=int)
     # optimisation: AdamW, linear decay to 0
     lr: float | None = flag(None, "learning rate (default: 8e-5, fine-tuning 5e-5; for mini 1e-3)", kind=float)
@@ -61,7 +62,7 @@ class Settings:
     keep: str = flag("last", "keep the last weights, or those with the best validation loss", ("last", "best"))
     # decoding
     beam_size: int = flag(5, "hypotheses kept; 1 is greedy")
-    length_norm: str = flag("total", "a hypothesis' log-probability is divided by: prompt + text (the paper), text (libraries), 1", LENGTH_NORMS)
+    length_norm: str = flag("total", "a text's log-probability is divided by: prompt + text (the paper), text (libraries), 1", LENGTH_NORMS)
     max_new_tokens: int = flag(100, "longest text generated")
     # where and how
     out: str | None = flag(None, "the run's folder (default: runs/MODEL-MODE and so on)", kind=str)
@@ -135,7 +136,8 @@ PAPER_RATES = (8e-5, 5e-5)
 RATES = {"mini": (1e-3, 1e-3)}
 
 # What does not belong into a run's name: it is there already, or changes nothing that is learned.
-NOT_IN_NAME = ("mode", "model", "prefix_len", "out", "device", "log_every", "checkpoint_every", "beam_size", "length_norm", "max_new_tokens")
+NOT_IN_NAME = ("mode", "model", "prefix_len", "out", "device", "log_every", "checkpoint_every", "beam_size", "length_norm",
+               "max_new_tokens")  # fmt: skip
 
 
 def default_folder(given: Settings, prefix_len: int | None) -> str:
@@ -223,7 +225,7 @@ def autocast(settings: Settings):
 def keep_freed_memory() -> None:
     """Have the C library keep large blocks that are freed, for what is allocated next (glibc; elsewhere nothing happens).
 
-    It would give each back to the system and get it again as zeroed pages: fine-tuning GPT-2's smallest asked for
+    For a whole process, so a program calls it where it begins. The C library would give each back to the system and get it again as zeroed pages: fine-tuning GPT-2's smallest asked for
     190,000 pages anew in every step, an eighth of its time.
     """
     try:

@@ -6,7 +6,7 @@ The objective (the paper's equation 2) is the text's log-likelihood given the ta
 
     max over theta of  sum_i log p(y_i | table, y_<i)         theta: the prefix; in fine-tuning all weights
 
-The prefix' loss sums it over each sentence and averages over the batch; fine-tuning's averages over tokens.
+The prefix's loss sums it over each sentence and averages over the batch; fine-tuning's averages over tokens.
 AdamW, gradient norm clipped at 1, learning rate falling linearly to 0: the defaults in settings.py.
 
 The loop can be killed at any moment: with --resume it goes on from the last checkpoint and gives, on a
@@ -21,6 +21,7 @@ import math
 import signal
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
@@ -28,10 +29,10 @@ import torch
 import ranks
 from e2e_data import Batch, Encoded, collate, encode, epoch_order, load_split, load_tokenizer
 from evaluate import decode, evaluate_run
-from files import InputError, exit_on_input_error
+from files import InputError, alone_in, exit_on_input_error
 from gpt2 import GPT2
 from runs import CsvLog, check_room, load_checkpoint, open_folder, save_checkpoint, save_learned, start_model, trained_file, write_json
-from settings import Settings, add_flags, autocast, describe_machine
+from settings import Settings, add_flags, autocast, describe_machine, keep_freed_memory
 
 
 def batch_loss(model: GPT2, batch: Batch) -> torch.Tensor:
@@ -43,6 +44,14 @@ def learning_rate(settings: Settings, step: int, steps: int) -> float:
     """Of update `step` (0 is the first): rises over the warm-up, then falls linearly, to reach 0 after the last."""
     warmup = settings.warmup_steps
     return settings.lr * (step / warmup if step < warmup else (steps - step) / max(1, steps - warmup))
+
+
+def adamw(parameters, settings: Settings) -> torch.optim.AdamW:
+    """Adam with decoupled weight decay (Loshchilov & Hutter 2019), where there is a kernel for it in a single pass over the weights."""
+    return torch.optim.AdamW(
+        parameters, lr=settings.lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=settings.weight_decay,
+        fused=settings.device.split(":")[0] in ("cpu", "cuda"),
+    )  # fmt: skip
 
 
 def update(model, learned, optimizer, examples: list[Encoded], lr: float, settings: Settings, pad: int) -> tuple[float, float]:
@@ -117,13 +126,16 @@ def train(settings: Settings, resume: bool = False, evaluates: bool = False) -> 
     has been written.
     """
     training = Training(settings.resolve(), evaluates)
-    if training.open(resume):
-        with StopSignal() as stop:
+    folder = ranks.first_does(open_folder, training.settings, resume)
+    with ExitStack() as inside:
+        ranks.first_does(inside.enter_context, alone_in(folder, waits=False))
+        if training.open(folder):
+            stop = inside.enter_context(StopSignal())
             training.run(stop)
             ranks.first_does(training.finish)
             if any(ranks.gathered(stop.asked)):  # during the last step or validation: nothing is left to train, but evaluation can wait
                 raise KeyboardInterrupt
-    return training.folder
+    return folder
 
 
 class Training:
@@ -153,10 +165,7 @@ class Training:
         self.steps = settings.max_steps or settings.epochs * self.steps_per_epoch
         if settings.warmup_steps >= self.steps:
             raise InputError(f"--warmup_steps {settings.warmup_steps}: the run has only {self.steps} steps")
-        self.optimizer = torch.optim.AdamW(
-            self.learned.parameters(), lr=settings.lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=settings.weight_decay,
-            fused=settings.device.split(":")[0] in ("cpu", "cuda"),
-        )  # fmt: skip
+        self.optimizer = adamw(self.learned.parameters(), settings)
         self.order: list[int] | None = None  # of the examples in this epoch
         self.n = 0
         self.valid_loss = self.best = math.inf
@@ -164,9 +173,9 @@ class Training:
         # the log: loss in nats, scored tokens, tokens read, seconds. They go into checkpoints: a run may take several sittings.
         self.counts = dict.fromkeys(("examples", "training_s", "validation_s", "loss", "scored", "read", "log_s"), 0.0)
 
-    def open(self, resume: bool) -> bool:
-        """Make the run's folder, or take up what is there; False if the run has ended already."""
-        self.folder = ranks.first_does(open_folder, self.settings, resume)
+    def open(self, folder: Path) -> bool:
+        """Take up what is in the run's folder; False if the run has ended already."""
+        self.folder = folder
         if not (self.folder / "settings.json").exists():  # rank 0 has made it, but machines may have disks of their own
             raise InputError(f"{self.folder} is not there on every machine: name a folder on a disk that they share, with --out")
         self.result = trained_file(self.folder, self.settings)
@@ -311,6 +320,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out where it stopped")
     parser.add_argument("--no_eval", action="store_true", help="leave out decoding and scoring the test set at the end")
     flags = vars(parser.parse_args(argv))
+    keep_freed_memory()
     resume, no_eval = flags.pop("resume"), flags.pop("no_eval")
     try:
         folder = train(Settings(**flags), resume, evaluates=not no_eval)

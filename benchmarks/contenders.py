@@ -227,12 +227,23 @@ def describe(script: str, settings: Settings, data: str | None) -> dict:
         with suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
     return {
-        "command": shlex.join(["python", f"benchmarks/{script}", *sys.argv[1:]]),
+        "command": shlex.join(["python", f"benchmarks/{script}", *told(sys.argv[1:])]),
         "machine": describe_machine(settings),
         "versions": versions,
         "model": Path(settings.model).name + (", random weights" if weights_of(settings.model) else ""),
         "data": Path(data).name if data else "random tokens, as long as E2E's texts",
     }
+
+
+def told(words: list[str]) -> list[str]:
+    """The command line without what is one machine's own: where the report goes, and where folders lie."""
+    kept, words = [], iter(words)
+    for word in words:
+        if word == "--out":
+            next(words, None)
+        elif not word.startswith("--out="):
+            kept.append(Path(word).name if "/" in word else word)
+    return kept
 
 
 def show_head(report: dict, what: str) -> None:
@@ -252,12 +263,11 @@ def show_contenders(report: dict, unit: str) -> None:
 def show_ratios(report: dict) -> None:
     """A line for each ratio of speeds, with that of the memory where two do the same work."""
     if report["ratios"]:
-        print(f"\n{'':46}{'ratio':>8}{'(min - max)':>18}{'goal':>6}{'memory':>8}")
+        print(f"\n{'':46}{'ratio':>8}{'(min - max)':>18}{'memory':>8}")
     for name, one in report["ratios"].items():
-        goal = f"{one['goal']:g}" if "goal" in one else ""
         memory = f"{one['memory']:.2f}" if "memory" in one else ""
         extremes = f"({one['min']:.2f} - {one['max']:.2f})"
-        print(f"{name:46}{one['median']:8.2f}{extremes:>18}{goal:>6}{memory:>8}")
+        print(f"{name:46}{one['median']:8.2f}{extremes:>18}{memory:>8}")
 
 
 def show_growth(report: dict, unit: str) -> None:

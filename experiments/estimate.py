@@ -20,7 +20,7 @@ from experiments.grid import Run
 from experiments.record import machine_class
 from runs import start_model
 from settings import Settings, describe_machine
-from train import update, validation_loss
+from train import adamw, update, validation_loss
 from weights import load_config
 
 TIMED_STEPS, TIMED_EXAMPLES, TIMED_TABLES = 4, 64, 8
@@ -66,7 +66,7 @@ def measure(settings: Settings) -> Cost:
     pad, room = tokenizer.eot_token, load_config(settings.model).n_positions - (settings.prefix_len or 0)
     model, prefix = start_model(replace(settings, init_text=None))  # fitting it to words takes its time, and changes nothing here
     learned = model if prefix is None else prefix
-    optimizer = torch.optim.AdamW(learned.parameters(), lr=0.0)
+    optimizer = adamw(learned.parameters(), settings)
     n = settings.batch_size
     examples = encode(tokenizer, load_split(settings.data, "train")[: (TIMED_STEPS + 1) * n], room)
     model.train(settings.dropout > 0)

@@ -11,8 +11,9 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from experiments.grid import POSTER_LENGTHS, POSTER_MINUTES
-from experiments.record import read_rows
+from experiments.record import E2E, read_rows
 from experiments.summary import Summary, relative_time
+from files import InputError
 
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#767676"
 COLOURS = {"prefix": BLUE, "infix": ORANGE, "embedding": GREEN, "finetune": RED, "zero-shot": GREY}
@@ -71,9 +72,11 @@ def length(results: Path, cells: Cells) -> Figure | None:
         y, spread = bleu(cells["finetune"])
         axes.axhline(y, color=COLOURS["finetune"], linestyle="--", label="fine-tune")
         axes.axhspan(y - spread, y + spread, color=COLOURS["finetune"], alpha=0.15, linewidth=0)
-    x, y = zip(*POSTER_LENGTHS.items())
-    axes.plot(x, y, color=GREY, linestyle=":", marker="x", label="prefix, GPT-2 small (the poster)")
-    ticks = sorted(lengths | set(POSTER_LENGTHS))
+    if next(iter(cells.values())).first["data"] == E2E:
+        x, y = zip(*POSTER_LENGTHS.items())
+        lengths |= set(x)
+        axes.plot(x, y, color=GREY, linestyle=":", marker="x", label="prefix, GPT-2 small (the poster)")
+    ticks = sorted(lengths)
     axes.set_xscale("log", base=2)
     axes.set_xticks(ticks, [str(P) for P in ticks])
     axes.minorticks_off()
@@ -128,6 +131,9 @@ def loss(results: Path, cells: Cells) -> Figure | None:
 
 def read_curves(results: Path, cell: Summary) -> tuple[list[float], list[list[dict]]]:
     """(thousands of examples, and for each of them the runs' lines) of a cell's curves, where all its runs have one."""
+    for row in cell.rows:
+        if not (results / "curves" / f"{row['run']}.csv").exists():
+            raise InputError(f"{results / 'curves'} has no {row['run']}.csv, though runs.csv has the run: put it back, or delete the row")
     runs = [{int(line["step"]): line for line in read_rows(results / "curves" / f"{row['run']}.csv")} for row in cell.rows]
     steps = [step for step in runs[0] if all(step in run for run in runs)]
     return [step * int(cell.first["batch_size"]) / 1000 for step in steps], [[run[step] for run in runs] for step in steps]

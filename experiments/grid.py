@@ -1,10 +1,10 @@
 """The grid: which runs make up the poster's experiment and the paper's ablations, declared.
 
 A cell is a configuration; with a seed it is a run, `prefix5-seed101` (where nothing is trained there is no seed). All that a cell
-does not state is the recipe's, train.py's default: batches of 10, 5 epochs, AdamW with linear decay, beam 5. Two things depend on the
+does not state is the paper's setting, train.py's default: batches of 10, 5 epochs, AdamW with linear decay, beam 5. Two things depend on the
 model:
 
-* the learning rates, one a family of cells (RECIPE_RATES; or those that search.py has found for the model);
+* the learning rates, one a family of cells (PUBLISHED_RATES; or those that search.py has found for the model);
 * P of the initialisation from words, which is the number of tokens that the model's own vocabulary cuts WORDS into
   (6 in GPT-2's). The cell that begins at random has the same P.
 
@@ -19,13 +19,13 @@ from e2e_data import load_split
 from files import InputError
 from settings import Settings, init_tokens
 
-WORDS = "table-to-text:"  # the recipe's words, as a prefix' beginning and as a written prompt
+WORDS = "table-to-text:"  # what the prefix begins as with few data (the paper), and what the untuned model is told
 SEEDS = (101, 102, 103)
 LOW_DATA_STEPS = {"prefix": {50: 200, 100: 200, 200: 200, 500: 400}, "finetune": {50: 100, 100: 100, 200: 200, 500: 400}}
 LOW_DATA = {"warmup_steps": 100, "keep": "best"}
 
-# The recipe states rates for the prefix and for fine-tuning, with all data and with few; the relatives take the prefix'.
-RECIPE_RATES = {
+# The paper's code has rates for the prefix and for fine-tuning, with all data and with few; the relatives take the prefix's.
+PUBLISHED_RATES = {
     "prefix": 8e-5, "infix": 8e-5, "embedding": 8e-5, "direct": 8e-5, "finetune": 5e-5, "low-prefix": 5e-5, "low-finetune": 5e-5,
 }  # fmt: skip
 
@@ -127,5 +127,5 @@ def cell_settings(given: Settings, cell: Cell, seed: int, lr: float, n_train: in
 
 def check_families(rates: dict[str, float], where: str) -> None:
     """Raise InputError when a family of the grid lacks its rate."""
-    if missing := RECIPE_RATES.keys() - rates.keys():
+    if missing := PUBLISHED_RATES.keys() - rates.keys():
         raise InputError(f"{where} has no learning rate for {', '.join(sorted(missing))}: run python experiments/search.py for this model")

@@ -18,11 +18,13 @@ from pathlib import Path
 
 import metrics
 from e2e_data import SHA256, group_references, load_split
+from evaluate import SEARCHED
 from experiments.grid import Run
 from experiments.slots import SlotChecker, shares
-from files import InputError, read_text, sha256_of, write_whole
+from files import InputError, alone_in, read_text, sha256_of, write_whole
 
 ROOT = Path(__file__).resolve().parents[1]
+E2E = "E2E, the paper's files"
 SAMPLES = 3  # best, and as many worst
 # The columns that say what a run is: if one of them differs, it is another run.
 SETTINGS = (
@@ -73,7 +75,7 @@ def number(value: float | None, digits: int) -> str:
 def data_label(folder: str | None) -> str:
     """ "E2E, the paper's files", by their checksums and not by where they lie; else the folder's name."""
     if folder is None or all((Path(folder) / name).exists() and sha256_of(Path(folder) / name) == sha for name, sha in SHA256.items()):
-        return "E2E, the paper's files"
+        return E2E
     return Path(folder).resolve().name
 
 
@@ -119,6 +121,8 @@ def record(results: Path, run: Run, names: list[str]) -> dict[str, str]:
     """Add a finished and evaluated run to the results; returns its row. names: all runs, in the order that the rows shall have."""
     folder = Path(run.settings.out)
     summary, scores, evaluation = (json.loads(read_text(folder / f"{name}.json")) for name in ("summary", "scores", "evaluation"))
+    if others := [name for name in SEARCHED if evaluation[name] != getattr(run.settings, name)]:
+        raise InputError(f"{folder} was decoded with other {', '.join(others)}: delete the folder, or choose another --runs")
     groups = group_references(load_split(run.settings.data, "test"))
     text = (folder / "outputs.txt").read_text(encoding="utf-8")
     outputs = text.split("\n")[:-1]
@@ -140,10 +144,17 @@ def record(results: Path, run: Run, names: list[str]) -> dict[str, str]:
     row |= {"examples_per_s": summary.get("examples_per_s", ""), "validations": validations}
     row |= {name: evaluation[name] for name in ("tables", "decoding_seconds", "signature")}
     row |= {"machine": machine_class(machine), "dtype": machine["dtype"], "torch": machine["torch"], "revision": revision()}
-    rows = read_runs(results) | {run.name: {name: str(value) for name, value in row.items()}}
-    order = [*names, *(name for name in rows if name not in names)]
-    write_rows(results / "runs.csv", COLUMNS, [rows[name] for name in order if name in rows])
-    return rows[run.name]
+    row = {name: str(value) for name, value in row.items()}
+    add_row(results, row, names)
+    return row
+
+
+def add_row(results: Path, row: dict[str, str], names: list[str]) -> None:
+    """Put a run's row into runs.csv, in the order of `names`. Another process may be doing the same."""
+    with alone_in(results):
+        rows = read_runs(results) | {row["run"]: row}
+        order = [*names, *(name for name in rows if name not in names)]
+        write_rows(results / "runs.csv", COLUMNS, [rows[name] for name in order if name in rows])
 
 
 @lru_cache

@@ -12,13 +12,14 @@ import argparse
 import re
 import sys
 from pathlib import Path
+from typing import Iterable
 
 if __name__ == "__main__":  # so that this project's modules are found
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from evaluate import PERCENT, PUBLISHED
-from experiments.grid import BLEU_ELSEWHERE, WORDS
-from experiments.record import read_rows
+from experiments.grid import BLEU_ELSEWHERE, WORDS, grid
+from experiments.record import E2E, read_rows
 from experiments.summary import Summary, relative_time, summarise
 from files import InputError, exit_on_input_error, read_text, write_whole
 
@@ -67,10 +68,10 @@ def main_table(cells: dict[str, Summary]) -> str:
     columns = ("BLEU", "NIST", "NIST_perl", "METEOR", "ROUGE_L", "CIDEr", "values_said")
     rows = [[cells[name].label, count_text(cells[name], "parameters_stored"), *(score_text(cells[name], c) for c in columns)]
             for name in MAIN if name in cells]  # fmt: skip
-    for name, scores in PUBLISHED.items():
+    model = next(iter(cells.values())).first
+    for name, scores in PUBLISHED.items() if model["data"] == E2E else ():
         numbers = ["–" if c not in scores else f"{scores[c]:.{1 if c in PERCENT else 2}f}" for c in columns]
         rows.append([f"*{name}*", "–", *numbers])
-    model = next(iter(cells.values())).first
     head = f"{model['model']}, {model['data']}" + (f", weights {model['weights']}" if model["weights"] else "")
     return markdown([head, "stored", *(HEADINGS[c] for c in columns)], rows) + "\n" + notes(cells)
 
@@ -83,11 +84,19 @@ def notes(cells: dict[str, Summary]) -> str:
     spread = f"± is the standard deviation over seeds ({'; '.join(several)}); the other rows are single runs" if several else "single runs"
     trained = [cell.first for cell in shown if int(cell.first["steps"])]
     budget = "; ".join(dict.fromkeys(f"{int(r['steps']):,} steps of {r['batch_size']}" for r in trained)) or "nothing trained"
+    others = " Rows in italics are others' numbers, on the paper's tokenised references." if row["data"] == E2E else ""
     return (
-        f"{row['tables']} test tables, beam {row['beam_size']} (length_norm {row['length_norm']}); {budget}; {spread}. Rows in italics are"
-        " others' numbers, on the paper's tokenised references. Values said: the share of the tables' values that the texts state"
+        f"{row['tables']} test tables, beam {row['beam_size']} (length_norm {row['length_norm']}); {budget}; {spread}.{others}"
+        f"{not_run(cells, MAIN)} Values said: the share of the tables' values that the texts state"
         f" (experiments/slots.py). Scores: `{row['signature']}`.\n"
     )
+
+
+def not_run(cells: dict[str, Summary], names: Iterable[str]) -> str:
+    """A sentence about the cells that are missing."""
+    labels = {cell.name: cell.label for cell in grid(0)}
+    missing = [labels[name] for name in names if name not in cells]
+    return f" Not run: {'; '.join(missing)}." if missing else ""
 
 
 def section_table(cells: dict[str, Summary]) -> str:
@@ -96,7 +105,8 @@ def section_table(cells: dict[str, Summary]) -> str:
     header = ["", "P", "lr", "steps", "seeds", *(HEADINGS[c] for c in columns), "BLEU elsewhere"]
     rows = [
         [c.label, c.first["prefix_len"] or "–", c.first["lr"] or "–", f"{int(c.first['steps']):,}", str(len(c.rows)),
-         *(score_text(c, column) for column in columns), BLEU_ELSEWHERE.get(name, "–")] for name, c in cells.items()
+         *(score_text(c, column) for column in columns), BLEU_ELSEWHERE.get(name, "–") if c.first["data"] == E2E else "–"]
+        for name, c in cells.items()
     ]  # fmt: skip
     return markdown(header, rows)
 
@@ -125,7 +135,8 @@ def full_report(cells: dict[str, Summary]) -> str:
     parts.append(f"## Cost\n\n{cost_table(cells)}")
     parts.append(
         f"A prefix that begins as “{WORDS}” has as many positions as these words have tokens in the model's vocabulary. Invented: values"
-        " that a text states without support in its table, so many a table. Every run is a row of runs.csv.\n"
+        " that a text states without support in its table, so many a table. Every run is a row of runs.csv."
+        f"{not_run(cells, (cell.name for cell in grid(0)))}\n"
     )
     return "\n".join(parts)
 

@@ -1,13 +1,13 @@
 """The poster's experiment by one command: the grid's runs, one after another, and the report on them.
 
-    python experiments/reproduce.py --model mini --data ../shared/e2e
+    python experiments/reproduce.py --model mini --data FOLDER
     python experiments/reproduce.py                                         GPT-2 small, the poster's own rows
     python experiments/reproduce.py --dry_run                               what would run, and how long it would take
     python experiments/reproduce.py --only "prefix*" finetune --epochs 1    a part of it, shortened
 
 Each run is `train.train` and `evaluate.evaluate_run` with the settings of grid.py. A run that has its row in
 results/MODEL/runs.csv is skipped; one that was stopped, in training or behind it, goes on where it stopped. One that fails
-is reported and the others go on. GPT-2's published sizes take the recipe's learning rates, or those of results/MODEL/search.csv if that
+is reported and the others go on. GPT-2's published sizes take the paper's learning rates, or those of results/MODEL/search.csv if that
 is there; for any other model they are searched first (search.py).
 """
 
@@ -24,12 +24,13 @@ if __name__ == "__main__":  # so that this project's modules are found
 
 from evaluate import evaluate_run
 from experiments.estimate import costs_of, from_rows, seconds
-from experiments.grid import RECIPE_RATES, SEEDS, Run, check_families, plan
-from experiments.record import is_recorded, read_runs, record
+from experiments.grid import PUBLISHED_RATES, SEEDS, Run, check_families, plan
+from experiments.record import data_label, is_recorded, read_runs, record
 from experiments.report import write_report
 from experiments.search import add_common_flags, read_common_flags, read_rates, search
 from experiments.zero_shot import zero_shot
 from files import InputError, exit_on_input_error
+from settings import keep_freed_memory
 from train import hours, train
 from weights import OPENAI_SIZES
 
@@ -91,14 +92,14 @@ def run_all(runs: list[Run], results: Path, names: list[str]) -> dict[str, str]:
 
 
 def rates_for(base: dict, results: Path, folder: Path, dry_run: bool) -> dict[str, float]:
-    """The learning rates: a search's, or the recipe's for GPT-2's published sizes, or those of a search made now."""
-    rates, published = read_rates(results), base.get("model", "gpt2") in OPENAI_SIZES
+    """The learning rates: a search's, or the paper's for GPT-2's published sizes, or those of a search made now."""
+    rates, published = read_rates(results, data_label(base.get("data"))), base.get("model", "gpt2") in OPENAI_SIZES
     if published and not rates:
-        print("learning rates: the recipe's")
-        return RECIPE_RATES
-    if dry_run and RECIPE_RATES.keys() - rates.keys():
+        print("learning rates: the paper's")
+        return PUBLISHED_RATES
+    if dry_run and PUBLISHED_RATES.keys() - rates.keys():
         print("learning rates: to be searched first, which the estimate leaves out")
-        return RECIPE_RATES | rates
+        return PUBLISHED_RATES | rates
     if not published:
         rates = search(results, folder / "search", base)
     check_families(rates, str(results / "search.csv"))
@@ -122,6 +123,7 @@ def main(argv: list[str] | None = None) -> None:
     """The command line."""
     given = parse_args(argv)
     base, results, folder = read_common_flags(given)
+    keep_freed_memory()
     try:
         rates = rates_for(base, results, folder, given.dry_run)
         everything = plan(base, rates, str(folder), tuple(dict.fromkeys(given.seeds)))

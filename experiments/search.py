@@ -1,8 +1,8 @@
 """The learning rates, one a family of cells, chosen on the validation set.
 
-    python experiments/search.py --model mini --data ../shared/e2e
+    python experiments/search.py --model mini --data FOLDER
 
-The recipe's rates belong to GPT-2 small and larger; a smaller model wants higher ones. For each family a cell that stands
+The paper's rates belong to GPT-2 small and larger; a smaller model wants higher ones. For each family a cell that stands
 for it is trained for a part of its steps with neighbouring rates of a ladder, each about 3 times the one before. While the best
 is at an end of what was tried, the next rate beyond it is tried too. "Best" is the lowest validation loss (nats a token;
 where a run keeps its best weights, theirs); the test set is not looked at.
@@ -20,10 +20,10 @@ from pathlib import Path
 if __name__ == "__main__":  # so that this project's modules are found
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from experiments.grid import RECIPE_RATES, Run, plan
-from experiments.record import number, read_rows, write_rows
-from files import InputError, exit_on_input_error, read_text
-from settings import add_flags
+from experiments.grid import PUBLISHED_RATES, Run, plan
+from experiments.record import data_label, number, read_rows, write_rows
+from files import InputError, alone_in, exit_on_input_error, read_text
+from settings import add_flags, keep_freed_memory
 from train import train
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -34,7 +34,7 @@ REPRESENTATIVE = {
     "low-prefix": "low100-prefix", "low-finetune": "low100-finetune",
 }  # fmt: skip
 STEPS = 1000
-COLUMNS = ("family", "cell", "lr", "steps", "batch_size", "valid_loss", "chosen")
+COLUMNS = ("family", "cell", "data", "lr", "steps", "batch_size", "valid_loss", "chosen")
 BASE_FLAGS = ("model", "weights", "data", "epochs", "max_steps", "max_new_tokens", "device", "dtype")
 
 
@@ -44,20 +44,22 @@ def search(results: Path, folder: Path, base: dict, max_steps: int = STEPS) -> d
     results, folder    where search.csv and the runs' folders are; a search that was stopped goes on
     base               as in grid.plan
     """
-    steps = min(max_steps, base.get("max_steps") or max_steps)
-    runs = {run.cell.name: run for run in plan(base | {"max_steps": steps}, RECIPE_RATES, str(folder))[::-1]}  # the first seed's
-    for family in RECIPE_RATES:
-        if family not in read_rates(results):
+    full = max(run.steps for run in plan(base, PUBLISHED_RATES, str(folder)) if run.settings.train_examples is None)
+    steps, data = min(max_steps, full), data_label(base.get("data"))
+    runs = {run.cell.name: run for run in plan(base | {"max_steps": steps}, PUBLISHED_RATES, str(folder))[::-1]}  # the first seed's
+    for family in PUBLISHED_RATES:
+        if family not in read_rates(results, data):
             losses = climb(lambda lr: try_rate(runs[REPRESENTATIVE[family]], lr))
             best = min(losses, key=lambda lr: losses[lr])
             run = runs[REPRESENTATIVE[family]]
             rows = [{
-                "family": family, "cell": run.cell.name, "lr": f"{lr:g}", "steps": run.steps, "batch_size": run.settings.batch_size,
+                "family": family, "cell": run.cell.name, "data": data, "lr": f"{lr:g}", "steps": run.steps, "batch_size": run.settings.batch_size,
                 "valid_loss": number(losses[lr], 6), "chosen": "yes" if lr == best else "",
             } for lr in sorted(losses)]  # fmt: skip
-            write_rows(results / "search.csv", COLUMNS, read_rows(results / "search.csv") + rows)
+            with alone_in(results):
+                write_rows(results / "search.csv", COLUMNS, read_rows(results / "search.csv") + rows)
             print(f"{family}: lr {best:g}, of {', '.join(row['lr'] for row in rows)}", flush=True)
-    return read_rates(results)
+    return read_rates(results, data)
 
 
 def climb(loss_of) -> dict[float, float]:
@@ -92,9 +94,12 @@ def try_rate(run: Run, lr: float) -> float:
     return summary["best_valid_loss" if run.settings.keep == "best" else "valid_loss"]
 
 
-def read_rates(results: Path) -> dict[str, float]:
-    """The rates that a search has chosen: family -> rate."""
-    return {row["family"]: float(row["lr"]) for row in read_rows(results / "search.csv") if row["chosen"]}
+def read_rates(results: Path, data: str) -> dict[str, float]:
+    """The rates that a search has chosen: family -> rate. Raises InputError when it looked at other data."""
+    rows = read_rows(results / "search.csv")
+    if others := {row.get("data") for row in rows} - {data}:
+        raise InputError(f"{results / 'search.csv'} is a search on {others.pop()}, not on {data}: choose another --out")
+    return {row["family"]: float(row["lr"]) for row in rows if row["chosen"]}
 
 
 # ----------------------------------------------------------------------------- the command line
@@ -126,6 +131,7 @@ def main(argv: list[str] | None = None) -> None:
     if given.search_steps < 1:
         raise InputError(f"--search_steps {given.search_steps}: must be at least 1")
     base, results, folder = read_common_flags(given)
+    keep_freed_memory()
     try:
         search(results, folder / "search", base, given.search_steps)
     except KeyboardInterrupt:

@@ -1,6 +1,6 @@
 """Which values of a table a text says, which it omits, and which it invents: a checker for E2E's eight fields.
 
-    python experiments/slots.py --data ../shared/e2e        what it finds in the sentences that people wrote
+    python experiments/slots.py --data FOLDER        what it finds in the sentences that people wrote
 
 A score against references says how near a text is to what people wrote; not whether it is true. Here a text is read for
 what it states of each field, and that is compared with the table:

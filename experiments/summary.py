@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from experiments.grid import grid
-from experiments.record import read_runs
+from experiments.record import SETTINGS, read_runs
 from files import InputError
 
 
@@ -39,22 +39,25 @@ class Summary:
 
 
 def summarise(results: Path) -> dict[str, Summary]:
-    """cell -> its runs, in the grid's order."""
+    """cell -> its runs, in the grid's order. Raises InputError where the runs of a cell differ in more than the seed."""
     rows = read_runs(results)
     if not rows:
         raise InputError(f"{results / 'runs.csv'} holds no run: run python experiments/reproduce.py first")
     labels = {cell.name: cell.label for cell in grid(0)}  # (the number of words is in the rows)
     cells = {name: [row for row in rows.values() if row["cell"] == name] for name in labels}
+    for own in cells.values():
+        for row in own[1:]:
+            if differ := [name for name in SETTINGS if name != "seed" and row[name] != own[0][name]]:
+                raise InputError(f"{results / 'runs.csv'}: {row['run']} and {own[0]['run']} differ in {', '.join(differ)}: run one again")
     return {name: Summary(labels[name], own) for name, own in cells.items() if own}
 
 
 def relative_time(cell: Summary, cells: dict[str, Summary]) -> float | None:
-    """Seconds a step over fine-tuning's; None where they were not measured on the same machine with the same batches."""
-    def key(c: Summary) -> tuple:
-        return tuple(c.first[column] for column in ("machine", "dtype", "torch", "batch_size"))
-
+    """Seconds a step over fine-tuning's; None where they were not measured on the same class of machine with the same batches."""
     tuned = cells.get("finetune")
-    if tuned is None or not int(cell.first["steps"]) or key(cell) != key(tuned):
+    if tuned is None or not int(cell.first["steps"]):
+        return None
+    if len({tuple(row[name] for name in ("machine", "dtype", "torch", "batch_size")) for row in (*cell.rows, *tuned.rows)}) > 1:
         return None
     per_step = [c.mean("training_seconds") / int(c.first["steps"]) for c in (cell, tuned)]
     return per_step[0] / per_step[1] if per_step[1] else None

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import metrics
 from e2e_data import group_references, load_split, load_tokenizer
-from evaluate import decode
+from evaluate import SEARCHED, decode
 from files import write_whole
 from runs import check_room, place, write_json
 from settings import Settings, describe_machine
@@ -31,7 +31,7 @@ def zero_shot(settings: Settings, words: str = "") -> Path:
     tokenizer = load_tokenizer(settings.model)
     groups = group_references(load_split(settings.data, "test"))
     given = [f"{words} {source}".strip() for source in groups]
-    model = place(load_gpt2(settings.model, settings.weights), None, settings).eval()
+    model = place(load_gpt2(settings.model, settings.weights).requires_grad_(False), None, settings).eval()
     check_room(settings, model, given, tokenizer)
     print(f"untuned {settings.model}, {words or 'nothing'!r} in front: {len(given)} tables", flush=True)
     began = time.monotonic()
@@ -45,6 +45,7 @@ def zero_shot(settings: Settings, words: str = "") -> Path:
         "training_examples": 0, "training_seconds": 0.0, "validation_seconds": 0.0, "machine": describe_machine(settings),
     })  # fmt: skip
     write_json(folder / "evaluation.json", {
-        "tables": len(outputs), "decoding_seconds": round(seconds, 1), "signature": metrics.signature(),
+        "tables": len(outputs), **{name: getattr(settings, name) for name in SEARCHED}, "decoding_seconds": round(seconds, 1),
+        "signature": metrics.signature(),
     })  # fmt: skip
     return folder

@@ -19,7 +19,7 @@ import metrics
 import train as train_module
 from e2e_data import group_references, load_split, load_tokenizer
 from evaluate import decode
-from experiments import estimate, grid, record, report, reproduce, search
+from experiments import estimate, grid, record, report, reproduce, search, summary
 from experiments.record import COLUMNS, data_label, read_rows, read_runs, write_rows
 from experiments.slots import SlotChecker
 from experiments.zero_shot import zero_shot
@@ -39,9 +39,9 @@ def arguments(world, folder, *more: str, steps: int = 4) -> list[str]:
             "--device", "cpu", "--dtype", "fp32", "--out", str(folder / "tiny"), "--runs", str(folder / "runs"), *more]  # fmt: skip
 
 
-def write_rates(folder: Path) -> None:
-    """What a search would have left."""
-    rows = [{"family": family, "lr": RATE, "chosen": "yes"} for family in grid.RECIPE_RATES]
+def write_rates(folder: Path, data: str = "data") -> None:
+    """What a search on this data would have left."""
+    rows = [{"family": family, "data": data, "lr": RATE, "chosen": "yes"} for family in grid.PUBLISHED_RATES]
     write_rows(folder / "tiny" / "search.csv", search.COLUMNS, rows)
 
 
@@ -68,9 +68,9 @@ def no_report(monkeypatch):
 # ----------------------------------------------------------------------------- the grid
 
 
-def test_the_grid_is_the_issues_with_the_recipes_settings(world):
+def test_the_grid_is_the_posters_and_the_papers_with_train_pys_defaults(world):
     base = {"model": str(world / "model"), "data": str(world / "data"), "device": "cpu"}
-    runs = {run.name: run for run in grid.plan(base, grid.RECIPE_RATES, "runs/x")}
+    runs = {run.name: run for run in grid.plan(base, grid.PUBLISHED_RATES, "runs/x")}
     seeds = {run.cell.name: [] for run in runs.values()}
     for run in runs.values():
         seeds[run.cell.name].append(run.settings.seed)
@@ -97,15 +97,17 @@ def test_the_grid_is_the_issues_with_the_recipes_settings(world):
                     reason="GPT-2's vocabulary is not at hand (../shared/tiktoken_cache or TIKTOKEN_CACHE_DIR)")  # fmt: skip
 def test_for_gpt2_the_words_are_six_tokens(world, monkeypatch):
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", os.environ.get("TIKTOKEN_CACHE_DIR") or str(ROOT.parent / "shared" / "tiktoken_cache"))
-    runs = {run.name: run for run in grid.plan({"data": str(world / "data"), "device": "cpu"}, grid.RECIPE_RATES, "runs/x")}
+    runs = {run.name: run for run in grid.plan({"data": str(world / "data"), "device": "cpu"}, grid.PUBLISHED_RATES, "runs/x")}
     assert {runs[f"{name}-seed101"].settings.prefix_len for name in ("init-words", "init-random", "low500-prefix")} == {6}
     assert runs["prefix5-seed101"].settings.model == "gpt2"
 
 
-def test_gpt2_takes_the_recipes_rates_and_other_models_those_of_the_search(tmp_path):
+def test_gpt2_takes_the_papers_rates_and_other_models_those_of_the_search(tmp_path):
     for base in ({}, {"model": "gpt2-medium"}, {"model": "gpt2", "weights": "random"}):
-        assert reproduce.rates_for(base, tmp_path, tmp_path, dry_run=False) == grid.RECIPE_RATES
-    write_rates(tmp_path)
+        assert reproduce.rates_for(base, tmp_path, tmp_path, dry_run=False) == grid.PUBLISHED_RATES
+    write_rates(tmp_path, record.E2E)
+    with pytest.raises(InputError, match="is a search on E2E, the paper's files, not on data: choose another --out"):
+        search.read_rates(tmp_path / "tiny", "data")
     assert set(reproduce.rates_for({}, tmp_path / "tiny", tmp_path, dry_run=False).values()) == {RATE}
     rows = read_rows(tmp_path / "tiny" / "search.csv")
     write_rows(tmp_path / "tiny" / "search.csv", search.COLUMNS, rows[1:])
@@ -117,7 +119,7 @@ def test_every_cell_has_a_place_in_the_report():
     cells = {cell.name for cell in grid.grid(6)}
     assert cells == {name for names in report.SECTIONS.values() for name in names}
     assert cells >= {*report.MAIN, *report.SAMPLED, *grid.BLEU_ELSEWHERE, *search.REPRESENTATIVE.values()}
-    assert search.REPRESENTATIVE.keys() == grid.RECIPE_RATES.keys() == {cell.rate for cell in grid.grid(6) if cell.rate}
+    assert search.REPRESENTATIVE.keys() == grid.PUBLISHED_RATES.keys() == {cell.rate for cell in grid.grid(6) if cell.rate}
 
 
 # ----------------------------------------------------------------------------- runs from end to end
@@ -270,7 +272,7 @@ def test_the_estimate_adds_up_what_finished_runs_took(world, made):
     took = {"training_seconds": "8", "validation_seconds": "6", "decoding_seconds": "5", "validations": "2"}
     rows = {name: row | took | ({"training_seconds": "20"} if row["mode"] == "finetune" else {}) for name, row in rows.items()}
     base = {"model": str(world / "model"), "data": str(world / "data"), "device": "cpu", "dtype": "fp32", "max_steps": 10}
-    runs = {run.name: run for run in grid.plan(base, grid.RECIPE_RATES, "runs/x")}
+    runs = {run.name: run for run in grid.plan(base, grid.PUBLISHED_RATES, "runs/x")}
     costs = estimate.costs_of(list(runs.values()), rows)
     assert costs == {"prefix": (2, 3, 5), "finetune": (5, 3, 5)}
     seconds = {name: estimate.seconds(runs[name], costs) for name in ("prefix5-seed101", "finetune-seed101", "zeroshot")}
@@ -322,12 +324,12 @@ def test_the_search_takes_the_rate_with_the_lowest_validation_loss_and_goes_on_w
     monkeypatch.setattr(search, "train", interrupted)
     with pytest.raises(KeyboardInterrupt):
         search.search(tmp_path, tmp_path / "runs", base, max_steps=2)
-    assert list(search.read_rates(tmp_path)) == ["prefix", "infix"]  # the families that are done
+    assert list(search.read_rates(tmp_path, "data")) == ["prefix", "infix"]  # the families that are done
     before = (tmp_path / "search.csv").read_text()
     monkeypatch.setattr(search, "train", lambda settings, **how: (given.append(settings), train(settings, **how))[1])
     first = len(given)
     rates = search.search(tmp_path, tmp_path / "runs", base, max_steps=2)
-    assert rates.keys() == grid.RECIPE_RATES.keys() and (tmp_path / "search.csv").read_text().startswith(before)
+    assert rates.keys() == grid.PUBLISHED_RATES.keys() and (tmp_path / "search.csv").read_text().startswith(before)
     assert {(s.mode, s.no_reparam, s.train_examples) for s in given[first:]} == {  # nothing of the families that were done
         ("embedding", False, None), ("prefix", True, None), ("finetune", False, None), ("prefix", False, 100), ("finetune", False, 100)}  # fmt: skip
     for family in rates:
@@ -336,9 +338,16 @@ def test_the_search_takes_the_rate_with_the_lowest_validation_loss_and_goes_on_w
         assert len(rows) >= 2 and {row["steps"] for row in rows} == {"2"}
 
 
+def test_the_search_is_never_longer_than_the_grid(world, tmp_path, monkeypatch):
+    steps = []
+    monkeypatch.setattr(search, "try_rate", lambda run, lr: steps.append(run.steps) or abs(lr - 1e-3))
+    search.search(tmp_path, tmp_path / "runs", {"model": str(world / "model"), "data": str(world / "data"), "device": "cpu", "epochs": 2})
+    assert max(steps) == 2 * 12  # 120 examples
+
+
 def test_a_rate_at_which_training_diverges_is_no_choice(world, tmp_path):
     base = {"model": str(world / "model"), "data": str(world / "data"), "device": "cpu", "dtype": "fp32", "max_steps": 6}
-    run = next(run for run in grid.plan(base, grid.RECIPE_RATES, str(tmp_path)) if run.cell.name == "finetune")
+    run = next(run for run in grid.plan(base, grid.PUBLISHED_RATES, str(tmp_path)) if run.cell.name == "finetune")
     assert search.try_rate(run, 1e30) == float("inf")
     assert search.climb(lambda lr: float("inf") if lr > 5e-4 else 1 / lr).keys() >= {1e-4, 3e-4, 1e-3}
     with pytest.raises(InputError, match="no train data"):
@@ -363,6 +372,7 @@ def test_the_table_states_mean_and_spread_over_seeds(made, tmp_path):
     for row in rows:
         if row["cell"] == "prefix5":
             row["BLEU"] = {"1": "0.60", "2": "0.64"}[row["seed"]]  # mean 62, deviations of 2 points: s = sqrt(8 / 1)
+        row["data"] = record.E2E
     write_rows(tmp_path / "runs.csv", COLUMNS, rows)
     table = report.main_table(report.summarise(tmp_path))
     prefix5 = next(line for line in table.splitlines() if line.startswith("| prefix, P = 5 |"))
@@ -370,6 +380,70 @@ def test_the_table_states_mean_and_spread_over_seeds(made, tmp_path):
     assert "± is the standard deviation over seeds (prefix, P = 5: 2; fine-tune: 2); the other rows are single runs" in table
     assert "| *poster, prefix 0.1 %* | – | 68.5 | – | 8.71 | 44.3 | 70.4 | 2.34 | – |" in table  # the Perl variant's NIST
     assert "| untuned | none |" in table
+
+
+def test_what_others_report_of_e2e_stands_beside_e2e_alone(made, tmp_path):
+    for name, there in (("data", False), (record.E2E, True)):
+        write_rows(tmp_path / "runs.csv", COLUMNS, [row | {"data": name} for row in read_runs(made / "tiny").values()])
+        whole = report.full_report(report.summarise(tmp_path))
+        assert ("poster, prefix" in whole) == ("others' numbers" in whole) == ("70.3 (paper, medium)" in whole) == there
+
+
+def test_what_is_missing_is_said(made, tmp_path):
+    cells = report.summarise(made / "tiny")
+    assert "Not run: prefix, P = 20." in report.main_table(cells)
+    assert re.search(r"Not run: prefix, P = 3; .*infix, P = 1; infix, P = 20; .*fine-tune, 500 examples\.$", report.full_report(cells), re.M)
+    shutil.copytree(made / "tiny", tmp_path / "tiny", ignore=shutil.ignore_patterns("curves"))
+    with pytest.raises(InputError, match="has no finetune-seed1.csv, though runs.csv has the run"):
+        report.write_report(tmp_path / "tiny")
+
+
+def test_runs_that_differ_in_more_than_the_seed_are_not_averaged(made, tmp_path):
+    rows = list(read_runs(made / "tiny").values())
+    place = next(i for i, row in enumerate(rows) if row["run"] == "prefix5-seed2")
+    rows[place]["machine"] = "another"
+    write_rows(tmp_path / "runs.csv", COLUMNS, rows)
+    cells = report.summarise(tmp_path)
+    assert summary.relative_time(cells["prefix5"], cells) is None and summary.relative_time(cells["prefix1"], cells) is not None
+    rows[place]["steps"] = "4000"
+    write_rows(tmp_path / "runs.csv", COLUMNS, rows)
+    with pytest.raises(InputError, match="prefix5-seed2 and prefix5-seed1 differ in steps: run one again"):
+        report.summarise(tmp_path)
+
+
+def test_a_run_that_was_decoded_otherwise_gets_no_row(world, tmp_path, no_report, capsys):
+    write_rates(tmp_path)
+    own = arguments(world, tmp_path, "--seeds", "1", "--only", "prefix1", "prompt")
+    reproduce.main(own)
+    (tmp_path / "tiny" / "runs.csv").unlink()
+    own[own.index("--max_new_tokens") + 1] = "13"
+    with pytest.raises(SystemExit):
+        reproduce.main(own)
+    assert capsys.readouterr().err.count("was decoded with other max_new_tokens: delete the folder, or choose another --runs") == 4
+    assert read_runs(tmp_path / "tiny") == {}
+
+
+RECORD_MANY = """
+import sys
+sys.path[:0] = sys.argv[1:3]
+from pathlib import Path
+from experiments import record, search
+from test_experiments import add_row
+for i in range(40):
+    add_row(Path(sys.argv[3]), f"{sys.argv[4]}{i}")
+"""
+
+
+def add_row(results: Path, name: str) -> None:
+    """A row as `record` adds it."""
+    record.add_row(results, {column: name for column in COLUMNS} | {"run": name}, [])
+
+
+def test_two_processes_that_share_a_folder_lose_no_row(tmp_path):
+    here = str(Path(__file__).parent)
+    both = [subprocess.Popen([sys.executable, "-c", RECORD_MANY, str(ROOT), here, str(tmp_path), name], stderr=subprocess.PIPE) for name in "ab"]
+    assert [process.wait() for process in both] == [0, 0], [process.stderr.read() for process in both]
+    assert set(read_runs(tmp_path)) == {f"{name}{i}" for name in "ab" for i in range(40)}
 
 
 def test_the_samples_are_the_best_and_the_worst_with_their_slot_errors(world, made):

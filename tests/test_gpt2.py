@@ -95,7 +95,7 @@ def test_reading_piece_by_piece_with_a_cache_equals_reading_at_once(model):
 @torch.no_grad()
 def test_selected_rows_of_a_cache_go_on_by_themselves(model):
     tokens = torch.randint(0, 101, (3, 8))
-    for rows in ([2, 0], [1, 1, 0], [0, 0, 1, 2, 2]):  # fewer rows, as many, more
+    for rows in ([2, 0], [1, 1, 0]):  # fewer rows, and as many
         cache = KVCache(room=3)
         model(tokens[:, :6], cache=cache)
         cache.select(torch.tensor(rows))

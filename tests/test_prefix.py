@@ -175,6 +175,8 @@ def test_detaching_gives_the_model_back_as_it_was(model, tokens):
     assert not torch.equal(model(tokens), plain)
     prefix.detach(model)
     assert torch.equal(model(tokens), plain)
+    with pytest.raises(InputError, match="is not attached"):
+        prefix.detach(model)
 
 
 def test_fitting_the_mlp_to_words_brings_its_output_near_their_activations(model):
@@ -199,7 +201,7 @@ def test_misuse_is_refused_with_a_sentence(model, tmp_path):
         model(torch.tensor([[1, 2]]), positions=torch.arange(2))
     infix.detach(model)
     Prefix(CONFIG, 5).attach(model)
-    with pytest.raises(ValueError, match="position 64 is outside of GPT-2's context of 64"):
+    with pytest.raises(ValueError, match="a prefix of 5 and 60 tokens do not fit into 64 positions"):
         model(torch.zeros(1, 60, dtype=torch.long))
     with pytest.raises(InputError, match="has a prefix already"):
         Prefix(CONFIG, 5).attach(model)

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 import train as train_module
 from e2e_data import encode, epoch_order, load_split, load_tokenizer
 from evaluate import evaluate_run
-from files import InputError
+from files import InputError, alone_in
 from prefix import MODES, keys_values, load_prefix
 from runs import load_run, start_model
 from settings import Settings, add_flags, autocast
@@ -233,6 +233,15 @@ def test_resuming_a_finished_run_changes_nothing(settings):
 
 
 # ----------------------------------------------------------------------------- what settings do
+
+
+def test_two_processes_do_not_train_in_one_folder(settings):
+    s = settings(max_steps=2)
+    folder = train(s)
+    with alone_in(folder):
+        with pytest.raises(InputError, match="another process is at work in .*: wait until it has ended, or choose another --out"):
+            train(s, resume=True)
+    assert train(s, resume=True) == folder
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_seed_others(settings, tmp_path):
