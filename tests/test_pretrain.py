@@ -1,9 +1,11 @@
 """mini/pretrain.py and what it stands on: the vocabulary's training, the mixture, a run that resumes."""
 
 import csv
+import gzip
 import itertools
 import json
 import random
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -18,7 +20,7 @@ from hypothesis import strategies as st
 from e2e_data import END, load_tokenizer, tiktoken_pattern
 from files import InputError
 from mini import pretrain
-from mini.corpus import Mixture, Prose, Tables, parse_table, read_documents
+from mini.corpus import AFTER_KEY, BETWEEN, Mixture, Prose, Tables, held_out_rows, make_sources, parse_table, read_documents
 from mini.tokenizer import byte_letters, train_bpe, write_vocabulary
 from weights import load_gpt2
 
@@ -123,11 +125,80 @@ def test_one_document_in_a_hundred_is_held_out_and_no_other(tmp_path):
     assert "7th of books" in held_out[0] and not set(held_out) & set(training)
 
 
+def write_documents(folder: Path, kind: str, documents: list[str]) -> Path:
+    (folder / f"{kind}.txt").write_text(f"\n{END}\n".join(documents), encoding="utf-8")
+    return folder
+
+
+def test_only_lines_that_are_the_end_mark_alone_divide_documents(tmp_path):
+    documents = [f"text {i}\n\nand more" for i in range(8)] + [f"a {END} inside of a line", f"{END} at the beginning of one"]
+    for last in ("", f"\n{END}", f"\n{END}\n"):  # with and without a mark at the end, and a line end behind it
+        (tmp_path / "books.txt").write_text(f"\n{END}\n".join(documents) + last, encoding="utf-8-sig")  # with a byte-order mark
+        assert read_documents(tmp_path, "books") == (documents[:7] + documents[8:], documents[7:8])
+
+
+def test_compressed_text_is_read_like_any_other(tmp_path):
+    plain, packed = write_corpus(tmp_path / "plain"), tmp_path / "packed"
+    packed.mkdir()
+    (packed / "books.txt.gz").write_bytes(gzip.compress((plain / "books.txt").read_bytes()))
+    assert read_documents(packed, "books") == read_documents(plain, "books")
+
+
+def damaged(content: bytes) -> dict[str, bytes]:
+    return {"cut off": content[:-100], "other bytes": content[:200] + b"\xff" * 50 + content[250:], "not gzip": b"text"}
+
+
+@pytest.mark.parametrize("how", ["cut off", "other bytes", "not gzip"])
+def test_damaged_compressed_text_is_refused(tmp_path, how):
+    text = (write_corpus(tmp_path / "plain") / "books.txt").read_bytes()
+    (tmp_path / "books.txt.gz").write_bytes(damaged(gzip.compress(text))[how])
+    with pytest.raises(InputError, match=r"books.txt.gz cannot be read \(.*\): fetch or write it again"):
+        read_documents(tmp_path, "books")
+
+
+def test_text_in_another_encoding_is_refused(tmp_path):
+    (tmp_path / "books.txt").write_bytes("Évora".encode("latin-1"))
+    with pytest.raises(InputError, match="books.txt cannot be read .*UnicodeDecodeError"):
+        read_documents(tmp_path, "books")
+
+
+def test_a_document_is_held_out_from_eight_on(tmp_path):
+    documents = [f"text {i}" for i in range(8)]
+    assert read_documents(write_documents(tmp_path, "books", documents), "books") == (documents[:7], documents[7:])
+    for too_few in (documents[:7], ["a plain text\nwithout marks\n" * 100]):
+        with pytest.raises(InputError, match=r"too few .* divide the text into 8 or more, by lines <\|endoftext\|>"):
+            read_documents(write_documents(tmp_path, "books", too_few), "books")
+
+
+def test_tables_in_a_form_that_is_not_understood_are_refused(tmp_path):
+    with pytest.raises(InputError, match=r"structured.txt: no document is a table .* write key : value \| key : value, and below it the sentence"):
+        read_documents(write_documents(tmp_path, "structured", ["name[Blue Spice], area[riverside]\nBlue Spice."] * 20), "structured")
+
+
+def test_documents_that_are_no_tables_are_left_out_and_counted(vocabulary, capsys):
+    sources = make_sources({"structured": [TABLE, "just a sentence", TABLE]}, vocabulary[1], 33, seed=1)
+    assert len(sources["structured"].parsed) == 2
+    assert capsys.readouterr().out == "structured: 1 of 3 documents are no tables with a sentence, and left out\n"
+
+
+def test_bytes_per_document_do_not_count_its_end_token(vocabulary):
+    """Of very short documents nearly half of the tokens are ends, and "<|endoftext|>" would be 13 bytes."""
+    _, tokenizer = vocabulary
+    documents = ["a", "é", "no", "x"] * 25
+    (rows, n_bytes), = held_out_rows({"books": documents}, tokenizer, 9).values()
+    scored = tokenizer.decode_bytes(rows[:, 1:].flatten().tolist())
+    assert scored.count(END.encode()) > 0.3 * rows[:, 1:].numel()
+    assert n_bytes == len(scored.replace(END.encode(), b"")) < rows[:, 1:].numel()
+
+
 @pytest.mark.parametrize("text, expected", [
     ("wind : 12 | humidity : 15\nA breeze.", ("", [("wind", "12"), ("humidity", "15")], "A breeze.")),
     ("banks\ntype = savings; amount = $40\nSure.", ("banks\n", [("type", "savings"), ("amount", "$40")], "Sure.")),
     ("address: 121, Main Street, rating: 5\nThere.", ("", [("address", "121, Main Street"), ("rating", "5")], "There.")),
     ("city : Rome\ndate : May 3rd\nOn May 3rd.", ("", [("city", "Rome"), ("date", "May 3rd")], "On May 3rd.")),
+    ("name : Silver Fig | Type : pub | 2nd area : here\nA pub.", ("", [("name", "Silver Fig"), ("Type", "pub | 2nd area : here")], "A pub.")),
+    ("Pubs\nName: Silver Fig\nArea 2: here; Type: pub\nA pub.", ("Pubs\n", [("Name", "Silver Fig"), ("Area 2", "here"), ("Type", "pub")], "A pub.")),
+    ("title: Dumbo, Mad Max: Fury Road, price: 5\nOr?", ("", [("title", "Dumbo, Mad Max: Fury Road"), ("price", "5")], "Or?")),
     ("just a sentence", None),
     ("heading\na sentence", None),
 ])  # fmt: skip
@@ -145,8 +216,16 @@ def test_a_table_told_anew_says_the_same_values_in_table_and_sentence(vocabulary
         assert all(value.strip() in sentence for _, value in items), told  # (strip: " , " also stands between items)
         seen.add(told)
     assert len(seen) > 100
-    joined = [told for told in seen if len(parse_table(told)[1]) == 4]
-    assert joined and all(" : " in t or ": " in t or " = " in t for t in joined)
+    assert any(len(parse_table(told)[1]) == 4 for told in seen)  # joined
+    shown = [told.rpartition("\n")[0] for told in seen]  # without their sentences
+    for sign in {*AFTER_KEY, *BETWEEN}:
+        assert any(re.search(rf"\w{re.escape(sign)}\w", table) for table in shown), sign
+
+
+def test_without_names_or_words_to_take_a_value_is_exchanged_for_one_of_its_key(vocabulary):
+    for value in ("Ruby", "AB", "to be told"):
+        tables = Tables([f"artist : {value}\nIt is {value}."], vocabulary[1], names=[])
+        assert tables.names == [] and {tables.other_value(random.Random(seed), "artist", value) for seed in range(50)} == {value}
 
 
 def test_some_paragraphs_are_divided_by_an_end_token_and_tables_never(vocabulary):
