@@ -13,6 +13,7 @@ import csv
 import dataclasses
 import json
 import os
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -182,15 +183,8 @@ class CsvLog:
             raise InputError(f"{self.path} was not written: {explain_os_error(error)}") from None
 
 
-def save_checkpoint(path: Path, learned, optimizer, data: str, **state) -> None:
-    """Write all that `--resume` needs; the checkpoint before stays until this one is whole.
-
-    data    a mark of the training examples
-    state   numbers: n (steps done), counts (see Training), best (validation loss)
-    """
-    state |= {"learned": learned.state_dict(), "optimizer": optimizer.state_dict(), "data": data, "rng": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        state["cuda_rng"] = torch.cuda.get_rng_state()
+def write_state(path: Path, state: dict) -> None:
+    """Write tensors, numbers and text; the file before stays until this one is whole. Raises InputError when there is no room."""
     try:
         with write_whole(path, "wb") as file:
             torch.save(state, file)
@@ -198,25 +192,47 @@ def save_checkpoint(path: Path, learned, optimizer, data: str, **state) -> None:
         raise InputError(f"{path} was not written ({str(error).splitlines()[0]}): is the disk full? The checkpoint before is kept") from None
 
 
-def load_checkpoint(path: Path, learned, optimizer, data: str) -> dict:
-    """Put a checkpoint's state back, and return its numbers. Nothing is unpickled but tensors and numbers.
+@contextmanager
+def read_state(path: Path):
+    """`with read_state(path) as state:` what `write_state` wrote, for the block to put back. Nothing is unpickled but tensors and numbers.
 
-    Raises InputError when it is damaged, does not fit, or was made with other training examples than `data` marks.
+    Raises InputError when the file is damaged, or when the block finds that something in it is missing or does not fit.
     """
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        learned.load_state_dict(state["learned"])
-        optimizer.load_state_dict(state["optimizer"])
-        torch.set_rng_state(state["rng"])
-        if "cuda_rng" in state and torch.cuda.is_available():
-            torch.cuda.set_rng_state(state["cuda_rng"])
-        same_data = state["data"] == data
-        numbers = {"n": int(state["n"]), "best": float(state["best"]), "counts": {k: float(v) for k, v in state["counts"].items()}}
+        yield torch.load(path, map_location="cpu", weights_only=True)
+    except InputError:  # the block's own
+        raise
     except (RuntimeError, KeyError, ValueError, TypeError, AttributeError, EOFError, OSError) as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise InputError(f"{path} does not fit this run or is damaged ({reason}): delete it to begin again") from None
     except Exception as error:  # the unpickler's refusal has a type of its own
         raise InputError(f"{path} is not a checkpoint of this program ({type(error).__name__}): delete it to begin again") from None
-    if not same_data:
-        raise InputError(f"{path}: the training examples have changed since it was written: put them back, or choose another --out")
-    return numbers
+
+
+def save_checkpoint(path: Path, learned, optimizer, data: str, **state) -> None:
+    """Write all that `--resume` needs.
+
+    data    a mark of the training examples
+    state   numbers: n (steps done), counts (see Training), best (validation loss)
+    """
+    state |= {"learned": learned.state_dict(), "optimizer": optimizer.state_dict(), "data": data, "rng": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["cuda_rng"] = torch.cuda.get_rng_state()
+    write_state(path, state)
+
+
+def load_checkpoint(path: Path, learned, optimizer, data: str) -> dict:
+    """Put a checkpoint's state back, and return its numbers.
+
+    Raises InputError when it is damaged, does not fit, or was made with other training examples than `data` marks.
+    """
+    with read_state(path) as state:
+        learned.load_state_dict(state["learned"])
+        optimizer.load_state_dict(state["optimizer"])
+        torch.set_rng_state(state["rng"])
+        if "cuda_rng" in state and torch.cuda.is_available():
+            torch.cuda.set_rng_state(state["cuda_rng"])
+        numbers = {"n": int(state["n"]), "best": float(state["best"]), "counts": {k: float(v) for k, v in state["counts"].items()}}
+        if state["data"] != data:
+            raise InputError(f"{path}: the training examples have changed since it was written: put them back, or choose another --out")
+        return numbers

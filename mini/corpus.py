@@ -8,18 +8,21 @@
 A prefix cannot teach the frozen model to copy a name out of a table: the model has to bring that along. So two fifths of
 what it reads are tables, and each is told differently each time it comes up (`Tables.tell`): values are exchanged, in
 table and sentence alike, for others that the model has not seen there, tables are joined, and the signs between keys and
-values change. What is left to do for a model that knows the values by heart is nothing; what is left for one that copies, is all.
+values change. So knowing the values by heart does not help; copying them does.
 
-For the same reason an end token does not always stand between strangers: some paragraphs of a text are divided by one.
-A model whose texts are all independent learns to look at nothing before an end token, but GPT-2's task format puts one
-between a table and its sentence. (No table of the corpus is divided from its sentence in that way.)
+For the same reason an end token does not always stand between texts that have nothing to do with each other: some
+paragraphs of a text are divided by one. A model whose texts are all independent learns to look at nothing before an end
+token, but GPT-2's task format puts one between a table and its sentence. (No table of the corpus is divided from its
+sentence in that way.)
 
 Everything is a function of the seed and the step, so that a resumed run reads what the uninterrupted one would have.
 """
 
 import gzip
+import hashlib
 import random
 import re
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +33,12 @@ from e2e_data import END
 from files import InputError
 
 KINDS = ("dialogue", "books", "expository", "structured")
-HELD_OUT = 100  # one document in so many is never trained on
+FILES = f"{', '.join(f'{kind}.txt' for kind in KINDS)} (or .txt.gz)"
+HELD_OUT, FIRST = 100, 7  # one document in 100 is never trained on, beginning with the eighth (places count from 0)
+DIVIDER = re.compile(rf"^{re.escape(END)}$\n?", re.M)  # a line that holds the end mark and nothing else
+
+
+# ----------------------------------------------------------------------------- files
 
 
 def find_documents(folder: Path, kind: str) -> Path | None:
@@ -39,21 +47,42 @@ def find_documents(folder: Path, kind: str) -> Path | None:
     return next((path for path in paths if path.exists()), None)
 
 
+def find_kinds(folder: Path) -> list[str]:
+    """The kinds of text that a folder has. Raises InputError when there is none."""
+    if not Path(folder).is_dir():
+        problem = "is not a folder" if Path(folder).exists() else "does not exist"
+        raise InputError(f"{folder} {problem}: --corpus names a folder with {FILES}")
+    kinds = [kind for kind in KINDS if find_documents(folder, kind)]
+    if not kinds:
+        raise InputError(f"{folder} holds none of {FILES}")
+    return kinds
+
+
 def read_documents(folder: Path, kind: str) -> tuple[list[str], list[str]]:
     """(training documents, held-out documents) of a kind of text, a file whose documents are divided by lines `<|endoftext|>`.
 
-    The held-out ones are fixed: those whose place is 7 modulo 100. Raises InputError for a file that cannot be read.
+    The held-out ones are always the same: the 8th, the 108th, the 208th and so on. Raises InputError for a file that
+    cannot be read, one with fewer than 8 documents, and tables in a form that `parse_table` does not understand.
     """
     path = find_documents(folder, kind)
     opener = gzip.open if path.suffix == ".gz" else open
     try:
-        with opener(path, "rt", encoding="utf-8") as file:
-            documents = [text.strip("\n") for text in file.read().split(END + "\n")]
-    except (OSError, EOFError, ValueError) as error:  # ValueError: not UTF-8
-        raise InputError(f"{path} cannot be read ({type(error).__name__}: {error}): give it anew") from None
+        with opener(path, "rt", encoding="utf-8-sig") as file:
+            documents = [text.strip("\n") for text in DIVIDER.split(file.read())]
+    except (OSError, EOFError, ValueError, zlib.error) as error:  # ValueError: not UTF-8; the others: not gzip, or damaged
+        raise InputError(f"{path} cannot be read ({type(error).__name__}: {error}): fetch or write it again") from None
     documents = [text for text in documents if text.strip()]
-    held_out = [text for i, text in enumerate(documents) if i % HELD_OUT == 7]
-    return [text for i, text in enumerate(documents) if i % HELD_OUT != 7], held_out
+    if len(documents) <= FIRST:
+        raise InputError(
+            f"{path}: {len(documents)} documents are too few to hold one out: divide the text into {FIRST + 1} or more, by lines {END}"
+        )
+    training = [text for i, text in enumerate(documents) if i % HELD_OUT != FIRST]
+    if kind == "structured" and not any(map(parse_table, training)):
+        raise InputError(f"{path}: no document is a table and its sentence: write key : value | key : value, and below it the sentence")
+    return training, documents[FIRST::HELD_OUT]
+
+
+# ----------------------------------------------------------------------------- running text
 
 
 class Prose:
@@ -83,9 +112,16 @@ class Prose:
         start = rng.randrange(len(self.tokens) - n)
         return self.tokens[start : start + n]
 
+    def mark(self) -> str:
+        """Changes when the text does, or its tokens."""
+        return f"{len(self.tokens):,} tokens (SHA-256 {hashlib.sha256(self.tokens).hexdigest()[:16]})"
 
-ITEM = re.compile(r"(?: \| |; |, |\n)(?=[a-z][a-z ]*(?: : |: | = ))")  # what stands between two items of a table
-KEY = re.compile(r"([a-z][a-z ]*?)(?: : |: | = )(.+)", re.S)
+
+# ----------------------------------------------------------------------------- tables
+
+# What stands between two items of a table. Behind a comma only a key in small letters counts: "Dumbo, Mad Max: Fury Road" is one value.
+ITEM = re.compile(r"(?: \| |; |\n)(?=[^\W\d_][\w ]*(?: : |: | = ))|, (?=[a-z][a-z ]*(?: : |: | = ))")
+KEY = re.compile(r"([^\W\d_][\w ]*?)(?: : |: | = )(.+)", re.S)  # letters, digits and spaces, and the value
 BETWEEN = (" | ", " | ", "; ", ", ", "\n", " , ")
 AFTER_KEY = (" : ", " : ", ": ", " = ")
 NAME = re.compile(r"(?<=[a-z] )[A-Z][a-z]{2,}(?: (?:[A-Z][a-z]{2,}|of|the|and)(?= [A-Z]))*(?: [A-Z][a-z]{2,})?")
@@ -95,7 +131,7 @@ class Tables:
     """Tables with the sentence that says each, told differently each time."""
 
     def __init__(self, documents: list[str], tokenizer: tiktoken.Encoding, names: list[str]):
-        """names: texts to take capitalised names from, to put in the place of values."""
+        """names: texts to take capitalised names from, to put in the place of values. Documents of another form are left out."""
         self.tokenizer = tokenizer
         self.parsed = [parsed for parsed in map(parse_table, documents) if parsed is not None]
         self.values: dict[str, list[str]] = {}
@@ -105,6 +141,10 @@ class Tables:
         self.values = {key: sorted(set(values)) for key, values in self.values.items()}
         self.all_values = sorted({v for values in self.values.values() for v in values if re.search("[a-z]{3}", v)})
         self.names = sorted({name for text in names for name in NAME.findall(text) if 3 < len(name) < 30})
+
+    def mark(self) -> str:
+        """Changes when the tables do, or the names, and with them the rows (with an unchanged vocabulary)."""
+        return f"{len(self.parsed):,} tables (SHA-256 {hashlib.sha256(repr((self.parsed, self.names)).encode()).hexdigest()[:16]})"
 
     def row(self, rng: random.Random, n: int) -> np.ndarray:
         """n tokens: as many tables and sentences as go in, with end tokens between."""
@@ -147,10 +187,10 @@ class Tables:
         if re.search(r"\d", value):
             return re.sub(r"\d", lambda _: str(rng.randrange(1, 10)), value)
         choice = rng.random()
-        if value[0].isupper() and choice < 0.5:
+        if value[0].isupper() and choice < 0.5 and self.names:
             name = rng.choice(self.names)
             return name if rng.random() < 0.6 else f"{name} {rng.choice(self.names)}"
-        return rng.choice(self.values[key] if choice < 0.8 else self.all_values)
+        return rng.choice(self.all_values if choice >= 0.8 and self.all_values else self.values[key])
 
 
 def parse_table(document: str) -> tuple[str, list[tuple[str, str]], str] | None:
@@ -163,6 +203,45 @@ def parse_table(document: str) -> tuple[str, list[tuple[str, str]], str] | None:
     if not lines or not all(items):
         return None
     return heading, [(item[1], item[2]) for item in items], sentence
+
+
+# ----------------------------------------------------------------------------- all kinds together
+
+
+def make_sources(training: dict[str, list[str]], tokenizer: tiktoken.Encoding, n: int, seed: int) -> dict[str, Prose | Tables]:
+    """What rows of n tokens are drawn from, by kind. Raises InputError for too little text."""
+    sources = {}
+    for kind, documents in training.items():
+        if kind == "structured":
+            names = [text for other in ("books", "expository") for text in training.get(other, [])[:1500]]
+            sources[kind] = Tables(documents, tokenizer, names)
+            if left_out := len(documents) - len(sources[kind].parsed):
+                print(f"structured: {left_out:,} of {len(documents):,} documents are no tables with a sentence, and left out", flush=True)
+        else:
+            sources[kind] = Prose(documents, tokenizer, seed)
+            check_enough(kind, len(sources[kind].tokens), n + 1, "train on")  # more than a row, so that its place can be drawn
+    return sources
+
+
+def held_out_rows(held_out: dict[str, list[str]], tokenizer: tiktoken.Encoding, n: int) -> dict[str, tuple[torch.Tensor, int]]:
+    """By kind, rows [N, n] of the documents as they stand, and the bytes of text that the scored tokens, rows[:, 1:], are.
+
+    End tokens are scored too, but are no text. Raises InputError for too little text.
+    """
+    result = {}
+    for kind, documents in held_out.items():
+        tokens = Prose(documents, tokenizer, seed=1, divide=0).tokens  # the same rows whatever the run's seed
+        check_enough(kind, len(tokens), n, "hold out")
+        rows = torch.from_numpy(tokens.astype(np.int64)).unfold(0, n, n - 1)  # neighbours share a token
+        scored = rows[:, 1:].flatten()
+        result[kind] = rows, len(tokenizer.decode_bytes(scored[scored != tokenizer.eot_token].tolist()))
+    return result
+
+
+def check_enough(kind: str, n_tokens: int, need: int, purpose: str) -> None:
+    """Raise InputError for text that does not fill a row."""
+    if n_tokens < need:
+        raise InputError(f"{kind}: {n_tokens} tokens are too few to {purpose}, {need} are needed: add text, or lower --n_positions")
 
 
 class Mixture:

@@ -2,19 +2,26 @@
 
     python mini/pretrain.py --corpus FOLDER --out runs/pretrain
 
-FOLDER holds dialogue.txt, books.txt, expository.txt and structured.txt (or some of them; .txt.gz too), documents divided by
-lines `<|endoftext|>`. The objective is a language model's, over rows t_1 .. t_T+1 of the mixture in corpus.py:
+FOLDER holds dialogue.txt, books.txt, expository.txt and structured.txt (or some of them; .txt.gz too), at least 8 documents
+each, divided by lines `<|endoftext|>`. A document of structured.txt is a table, with a heading above if you like, and below
+it, on one line, the sentence that says it (a key is made of letters, digits and spaces):
+
+    restaurants
+    city : Porto | restaurant name : Blue Spice
+    In Porto there is Blue Spice.
+
+The objective is a language model's, over rows t_1 .. t_T+1 of the mixture in corpus.py:
 
     min over all weights of   - mean_i log p(t_i+1 | t_1 .. t_i)
 
-The matrices inside the layers are updated by Muon (Jordan et al. 2024: a step whose singular values are all alike; at
-equal steps the loss was lower than AdamW's), everything else by AdamW. The learning rate rises for 100 steps, stays,
-and falls linearly to 0 over the last part of the run. So a run can be made longer (--resume with more --steps) until
-it has begun to fall.
+The matrices inside the layers are updated by Muon (Jordan et al. 2024: a step whose singular values are all alike),
+everything else by AdamW. The learning rate rises for 100 steps, stays, and falls linearly to 0 over the last part of the
+run. So a run can be made longer (--resume with more --steps) until it has begun to fall.
 
-The run can be killed at any moment: --resume goes on from the last checkpoint with the rows it would have read. From the
-start on the folder holds vocab.bpe, encoder.json, config.json and model.safetensors (fp16), which `--model FOLDER` takes,
-and log.csv; at the end held_out.json, the perplexity on text that was not trained on.
+The run can be killed at any moment: --resume goes on from the last checkpoint with the rows it would have read, and
+refuses flags or text that would make them others. After the first checkpoint the folder holds vocab.bpe, encoder.json,
+config.json and model.safetensors (fp16), which `--model FOLDER` takes, and log.csv; at the end held_out.json, the
+perplexity on text that was not trained on.
 """
 
 import argparse
@@ -24,6 +31,7 @@ import random
 import sys
 import time
 from pathlib import Path
+from typing import Callable
 
 import torch
 import torch.nn.functional as F
@@ -31,29 +39,45 @@ import torch.nn.functional as F
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that this project's modules are found, wherever it is called from
 
 from e2e_data import load_tokenizer
-from files import InputError, exit_on_input_error, write_whole
+from files import InputError, exit_on_input_error, sha256_of
 from gpt2 import GPT2, GPT2Config
-from mini.corpus import KINDS, Mixture, Prose, Tables, find_documents, read_documents
+from mini.corpus import FILES, KINDS, Mixture, find_kinds, held_out_rows, make_sources, read_documents
 from mini.tokenizer import train_bpe, write_vocabulary
-from runs import CsvLog, write_json
+from runs import CsvLog, read_state, write_json, write_state
 from settings import autocast, pick_device, pick_dtype
 from train import StopSignal, hours
 from weights import write_safetensors
+
+SHAPE = ("n_layer", "n_head", "n_embd", "n_positions", "vocab_size")  # of the model: what config.json states
+FIXED = (*SHAPE, "rows", "shares", "lr", "falling", "weight_decay", "seed")  # what a run is begun with, and goes on with
+ANY = sys.float_info.max
+LIMITS = (  # flags, their least value, their largest
+    ("n_layer n_head n_embd vocab_chars steps rows every", 1, ANY),
+    ("n_positions", 2, ANY),  # so that no row scores an end token alone
+    ("vocab_size", 257, 2**16),  # the bytes and the end token at least; ids are kept in 16 bits
+    ("lr weight_decay", 0, ANY),
+    ("falling", 0, 1),
+    ("seed", 0, 2**64 - 1),
+)
+
+
+# ----------------------------------------------------------------------------- the command line
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """The command line. The defaults made the model beside this file."""
     parser = argparse.ArgumentParser(allow_abbrev=False, description="Pretrain a small GPT-2, vocabulary included.")
     add = parser.add_argument
-    add("--corpus", type=Path, required=True, help=f"folder with {', '.join(f'{kind}.txt' for kind in KINDS)} (or .txt.gz)")
-    add("--out", type=Path, required=True, help="folder for the model and all that --resume needs")
+    add("--corpus", type=Path, help=f"folder with {FILES}")
+    add("--out", type=Path, help="folder for the model and all that --resume needs")
     add("--resume", action="store_true", help="go on with the run in --out")
     for name, default in (("n_layer", 6), ("n_head", 4), ("n_embd", 256), ("n_positions", 256)):
         add(f"--{name}", type=int, default=default, help=f"of the model (default: {default})")
     add("--vocab_size", type=int, default=4096, help="256 bytes, the merges, and the end token (default: 4096)")
-    add("--vocab_chars", type=int, default=10_000_000, help="characters of each kind that the vocabulary is trained on (default: 10 million)")
-    add("--shares", type=float, nargs=4, default=(0.25, 0.15, 0.2, 0.4), metavar="S", help=f"of {', '.join(KINDS)} (default: .25 .15 .2 .4)")
-    add("--steps", type=int, default=STEPS, help=f"updates (default: {STEPS})")
+    add("--vocab_chars", type=int, default=10_000_000, help="characters of each kind to train the vocabulary on (default: 10 million)")
+    shares = [0.25, 0.15, 0.2, 0.4]
+    add("--shares", type=float, nargs=4, default=shares, metavar="S", help=f"of {', '.join(KINDS)} (default: {' '.join(map(str, shares))})")
+    add("--steps", type=int, default=12_000, help="updates (default: 12,000)")
     add("--rows", type=int, default=16, help="rows of n_positions tokens an update (default: 16)")
     add("--lr", type=float, default=8e-3, help="learning rate of both optimisers (default: 8e-3)")
     add("--falling", type=float, default=0.3, help="the last part of the run, in which the learning rate falls to 0 (default: 0.3)")
@@ -61,24 +85,34 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--seed", type=int, default=1)
     add("--device", default="auto", help="cpu, cuda (auto: cuda where there is one)")
     add("--dtype", default="auto", choices=("auto", "bf16", "fp32"))
-    add("--compile", action="store_true", help="compile the model: a third faster, needs a C++ compiler")
-    add("--every", type=int, default=500, help="steps between checkpoints, with held-out perplexities (default: 500)")
+    add("--compile", action="store_true", help="compile the model, which needs a C++ compiler")
+    add("--every", type=int, default=500, help="steps between checkpoints, with held-out losses, in nats (default: 500)")
     args = parser.parse_args(argv)
+    check_flags(args)
     args.device = pick_device(args.device)
     args.dtype = pick_dtype(args.dtype, args.device)
     return args
 
 
-STEPS = 12_000
+def check_flags(args: argparse.Namespace) -> None:
+    """Raise InputError for flags that make no run."""
+    if args.corpus is None or args.out is None:
+        raise InputError(f"name a folder for the model with --out, and with --corpus one of text, which is not in this repository: {FILES}")
+    for names, least, most in LIMITS:
+        for name in names.split():
+            if not least <= (value := getattr(args, name)) <= most:  # true of nan too
+                raise InputError(f"--{name} {value}: must be at least {least}" + (f" and at most {most}" if most != ANY else ""))
+    if args.n_embd % args.n_head:
+        raise InputError(f"--n_embd {args.n_embd}: must be a multiple of --n_head {args.n_head}")
+    if not all(0 <= share <= ANY for share in args.shares):
+        raise InputError(f"--shares {' '.join(map(str, args.shares))}: must be 0 or more")
 
 
-# ----------------------------------------------------------------------------- what it reads
+# ----------------------------------------------------------------------------- the vocabulary
 
 
 def make_vocabulary(args: argparse.Namespace, training: dict[str, list[str]]) -> None:
-    """Train the vocabulary on equally much of each kind of text, unless it stands in the folder already."""
-    if (args.out / "encoder.json").exists():
-        return
+    """Train the vocabulary on equally much of each kind of text, and write it into the run's folder."""
     texts = []
     for documents in training.values():
         n = 0
@@ -92,32 +126,6 @@ def make_vocabulary(args: argparse.Namespace, training: dict[str, list[str]]) ->
     except ValueError as error:
         raise InputError(f"--vocab_size {args.vocab_size}: {error}") from None
     print(f"vocabulary of {args.vocab_size} tokens, trained on {sum(map(len, texts)):,} characters", flush=True)
-
-
-def prepare(args: argparse.Namespace) -> tuple[Mixture, dict[str, tuple[torch.Tensor, int]]]:
-    """The mixture to train on, and of each kind the held-out rows [N, T + 1] and the bytes that they stand for."""
-    kinds = [kind for kind in KINDS if find_documents(args.corpus, kind)]
-    if not kinds:
-        raise InputError(f"{args.corpus} holds none of {', '.join(f'{kind}.txt' for kind in KINDS)} (or .txt.gz)")
-    documents = {kind: read_documents(args.corpus, kind) for kind in kinds}
-    training = {kind: both[0] for kind, both in documents.items()}
-    make_vocabulary(args, training)
-    tokenizer = load_tokenizer(str(args.out))
-    sources, held_out = {}, {}
-    for kind in kinds:
-        if kind == "structured":
-            names = [text for other in ("books", "expository") for text in training.get(other, [])[:1500]]
-            sources[kind] = Tables(training[kind], tokenizer, names)
-        else:
-            sources[kind] = Prose(training[kind], tokenizer, args.seed)
-        tokens = Prose(documents[kind][1], tokenizer, args.seed, divide=0).tokens  # told as they stand
-        if len(tokens) <= args.n_positions:
-            raise InputError(f"{args.corpus}: {kind} has too little text: its held-out hundredth does not fill a row")
-        rows = torch.from_numpy(tokens.astype("int64")).unfold(0, args.n_positions + 1, args.n_positions)  # neighbours share a token
-        n_bytes = len(tokenizer.decode_bytes(rows[:, 1:].flatten().tolist()))
-        held_out[kind] = rows, n_bytes
-    shares = {kind: share for kind, share in zip(KINDS, args.shares) if kind in sources}
-    return Mixture(sources, shares, args.seed), held_out
 
 
 # ----------------------------------------------------------------------------- training
@@ -139,9 +147,9 @@ def make_optimizers(model: GPT2, args: argparse.Namespace) -> list[torch.optim.O
     ]
 
 
-def learning_rate(args: argparse.Namespace, step: int) -> float:
-    """Of update `step` (0 is the first): rises over 100 steps, stays, falls linearly to 0."""
-    return args.lr * min(1.0, (step + 1) / 100, (args.steps - step) / max(1.0, args.falling * args.steps))
+def learning_rate(args: argparse.Namespace, step: int, steps: int) -> float:
+    """Of update `step` (0 is the first) of `steps`: rises over 100 steps, stays, falls linearly to 0."""
+    return args.lr * min(1.0, (step + 1) / 100, (steps - step) / max(1.0, args.falling * steps))
 
 
 @torch.no_grad()
@@ -156,98 +164,177 @@ def held_out_loss(model: GPT2, rows: torch.Tensor, args: argparse.Namespace, mos
     return total / len(rows)
 
 
-def export(model: GPT2, args: argparse.Namespace) -> None:
-    """The files beside the vocabulary that `--model FOLDER` takes; weights in fp16, half the bytes."""
-    tensors = {key: tensor.half() for key, tensor in model.state_dict().items()}
-    write_safetensors(args.out / "model.safetensors", tensors, {})
+def report(model: GPT2, held_out: dict[str, tuple[torch.Tensor, int]], args: argparse.Namespace) -> dict[str, dict]:
+    """Of each kind of text, on all that was held out: the perplexity, and what does not depend on the vocabulary, bits per byte."""
+    result = {}
+    for kind, (rows, n_bytes) in held_out.items():
+        loss, tokens = held_out_loss(model, rows, args), rows[:, 1:].numel()  # in nats a token
+        bits = loss * tokens / n_bytes / math.log(2)
+        result[kind] = {"tokens": tokens, "perplexity": round(math.exp(loss), 2), "bits_per_byte": round(bits, 3)}
+    return result
 
 
-def open_folder(args: argparse.Namespace) -> dict | None:
-    """Make the run's folder, or read the checkpoint in it (None: begin)."""
-    checkpoint = args.out / "checkpoint.pt"
-    if checkpoint.exists() and not args.resume:
-        raise InputError(f"{args.out} holds a run already: go on with it (--resume), or choose another --out")
-    shape = {name: getattr(args, name) for name in ("n_layer", "n_head", "n_embd", "n_positions", "vocab_size")}
-    if not checkpoint.exists():
-        args.out.mkdir(parents=True, exist_ok=True)
-        write_json(args.out / "config.json", {"model_type": "gpt2"} | shape)
-        return None
-    try:
-        state = torch.load(checkpoint, map_location=args.device, weights_only=True)
-        if state["shape"] != shape | {"seed": args.seed, "rows": args.rows}:
-            raise InputError(f"{args.out} was begun with {state['shape']}: give the same flags to resume it, or choose another --out")
-        return state
-    except (RuntimeError, KeyError, EOFError, OSError) as error:
-        raise InputError(f"{checkpoint} is damaged ({type(error).__name__}): delete it to begin again") from None
+def compiled(args: argparse.Namespace) -> Callable:
+    """`loss_of`, compiled if the user wants it."""
+    if not args.compile:
+        return loss_of
+    if args.device == "cpu":
+        from torch._inductor import config as inductor
+
+        inductor.pattern_matcher = False  # it would replace our attention by a kernel whose backward pass is slow on CPUs
+    return torch.compile(loss_of, dynamic=False)
+
+
+# ----------------------------------------------------------------------------- a run
+
+
+class Pretraining:
+    """One run: what is trained, on what, and how far it has come. `n` counts finished steps."""
+
+    def __init__(self, args: argparse.Namespace):
+        """Raises InputError; flags, folder and files are looked at before anything is written."""
+        self.args, self.checkpoint = args, args.out / "checkpoint.pt"
+        self.flags = {f"--{name}": getattr(args, name) for name in FIXED}
+        kinds = find_kinds(args.corpus)
+        shares = {kind: share for kind, share in zip(KINDS, args.shares) if kind in kinds}
+        if not any(shares.values()):
+            raise InputError(f"--shares leave nothing to {', '.join(kinds)}, all that {args.corpus} holds: give a share above 0")
+        resuming = self.check_folder()
+        documents = {kind: read_documents(args.corpus, kind) for kind in kinds}
+        training, held_out = ({kind: both[i] for kind, both in documents.items()} for i in (0, 1))
+        if not resuming:
+            write_json(args.out / "config.json", {"model_type": "gpt2"} | {name: getattr(args, name) for name in SHAPE})
+            make_vocabulary(args, training)
+        tokenizer = load_tokenizer(str(args.out))
+        sources = make_sources(training, tokenizer, args.n_positions + 1, args.seed)
+        self.mixture = Mixture(sources, shares, args.seed)
+        self.held_out = held_out_rows(held_out, tokenizer, args.n_positions + 1)
+        # Marks of what the rows are a function of, beside the flags
+        self.text = {"vocab.bpe": sha256_of(args.out / "vocab.bpe")[:16]} | {kind: source.mark() for kind, source in sources.items()}
+
+        self.model = GPT2(GPT2Config(*(getattr(args, name) for name in SHAPE)))
+        self.model.init_weights(args.seed).to(args.device)
+        self.optimizers = make_optimizers(self.model, args)
+        self.n, self.seconds = 0, 0.0
+        if resuming:
+            self.resume()
+        self.log = CsvLog(args.out / "log.csv", ("step", "tokens", "seconds", "lr", "loss", *kinds), self.n)
+
+    def check_folder(self) -> bool:
+        """Is there a run to go on with? Raises InputError where it is another, or something else would be overwritten."""
+        args = self.args
+        if (args.out / "settings.json").exists():
+            raise InputError(f"{args.out} holds a run of train.py: choose another --out")
+        if not self.checkpoint.exists():
+            if (args.out / "model.safetensors").exists():
+                raise InputError(f"{args.out} holds a model.safetensors but no checkpoint.pt: choose another --out, or delete it")
+            return False
+        if not args.resume:
+            raise InputError(f"{args.out} holds a run already: go on with it (--resume), or choose another --out")
+        with read_state(self.checkpoint) as state:
+            self.refuse_change(state["flags"], self.flags)
+            n, steps = int(state["n"]), int(state["steps"])
+            if args.steps < n:
+                raise InputError(f"--steps {args.steps}: {n} are done already")
+            if learning_rate(args, n - 1, steps) != learning_rate(args, n - 1, args.steps):
+                raise InputError(
+                    f"--steps {args.steps}: the {n} steps that are done had the learning rates of --steps {steps}, with which it has begun"
+                    " to fall: give that number"
+                )
+        return True
+
+    def refuse_change(self, before: dict, now: dict) -> None:
+        """Raise InputError that names what differs from what the run was begun with."""
+        others = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+        if others:
+            differ = ", ".join(f"{name} {before.get(name)}, not {now.get(name)}" for name in others)
+            raise InputError(f"{self.args.out} was begun with {differ}: resume it with the same flags and text, or choose another --out")
+
+    def resume(self) -> None:
+        """Put the checkpoint's state back."""
+        with read_state(self.checkpoint) as state:
+            self.refuse_change(state["text"], self.text)
+            self.model.load_state_dict(state["model"])
+            for optimizer, its in zip(self.optimizers, state["optimizers"], strict=True):
+                optimizer.load_state_dict(its)
+            self.n, self.seconds = int(state["n"]), float(state["seconds"])
+        self.export()  # the run may have been killed between checkpoint and export
+        print(f"resuming at step {self.n} of {self.args.steps}", flush=True)
+
+    def train(self, stop: StopSignal) -> None:
+        """The loop: an update, and now and then the mean loss since the last time, the held-out losses and a checkpoint."""
+        args, loss_of_rows = self.args, compiled(self.args)
+        size, where = sum(p.numel() for p in self.model.parameters()), f"{args.dtype} on {args.device}"
+        print(f"{size:,} weights, {args.steps:,} steps of {args.rows} x {args.n_positions} tokens, {where}", flush=True)
+        total, since, began = torch.zeros((), device=args.device), self.n, time.monotonic()
+        stopping = False
+        while self.n < args.steps and not stopping:
+            total += self.update(loss_of_rows)
+            self.n += 1
+            stopping = stop.asked
+            if self.n % args.every == 0 or self.n == args.steps or stopping:
+                mean = total.item() / (self.n - since)
+                self.seconds += time.monotonic() - began
+                self.save(mean)
+                total, since, began = torch.zeros_like(total), self.n, time.monotonic()
+        if stop.asked:
+            raise KeyboardInterrupt
+
+    def update(self, loss_of_rows: Callable) -> torch.Tensor:
+        """One step of both optimisers on the next batch; returns its loss before the step, in nats a token."""
+        args, lr = self.args, learning_rate(self.args, self.n, self.args.steps)
+        with autocast(args):
+            loss = loss_of_rows(self.model, self.mixture.batch(self.n, args.rows, args.n_positions + 1).to(args.device))
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        return loss.detach()
+
+    def save(self, loss: float) -> None:
+        """A line in log.csv and on the screen, the checkpoint and the model; nothing of that from a run that has diverged."""
+        args, n = self.args, self.n
+        losses = {kind: held_out_loss(self.model, rows, args, most=64) for kind, (rows, _) in self.held_out.items()}
+        for what, value in {"training": loss, **losses}.items():
+            if not math.isfinite(value):
+                raise InputError(f"the loss ({what}) is {value} at step {n}: lower --lr (it is {args.lr:g}), with another --out")
+        lr = learning_rate(args, n - 1, args.steps)
+        figures = (f"{value:.4f}" for value in (loss, *losses.values()))
+        self.log.add(n, n * args.rows * args.n_positions, f"{self.seconds:.0f}", f"{lr:.2e}", *figures)
+        told = "  ".join(f"{kind} {value:.3f}" for kind, value in losses.items())
+        print(f"step {n}/{args.steps}  {hours(self.seconds)}  loss {loss:.4f}  held out: {told}", flush=True)
+        write_state(self.checkpoint, {
+            "model": self.model.state_dict(), "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "n": n, "steps": args.steps, "seconds": self.seconds, "flags": self.flags, "text": self.text,
+        })  # fmt: skip
+        self.export()
+
+    def export(self) -> None:
+        """Beside the vocabulary, what `--model FOLDER` takes: the weights in fp16, half the bytes."""
+        tensors = {key: tensor.half() for key, tensor in self.model.state_dict().items()}
+        write_safetensors(self.args.out / "model.safetensors", tensors, {})
+
+    def finish(self) -> None:
+        """Write held_out.json."""
+        result = report(self.model, self.held_out, self.args)
+        write_json(self.args.out / "held_out.json", result)
+        print(json.dumps(result, indent=2))
 
 
 @exit_on_input_error
 def main(argv: list[str] | None = None) -> None:
     """The command line: read, train, export."""
-    args = parse_args(argv)
-    state = open_folder(args)
-    mixture, held_out = prepare(args)
-    model = GPT2(GPT2Config(args.n_layer, args.n_head, args.n_embd, args.n_positions, args.vocab_size))
-    model.init_weights(args.seed).to(args.device)
-    optimizers = make_optimizers(model, args)
-    n, seconds = 0, 0.0  # steps done, and seconds spent on them
-    if state is not None:
-        model.load_state_dict(state["model"])
-        for optimizer, its in zip(optimizers, state["optimizers"]):
-            optimizer.load_state_dict(its)
-        n, seconds = state["n"], state["seconds"]
-        print(f"resuming at step {n} of {args.steps}", flush=True)
-    size = sum(p.numel() for p in model.parameters())
-    print(f"{size:,} weights, {args.steps:,} steps of {args.rows} x {args.n_positions} tokens, {args.dtype} on {args.device}", flush=True)
-
-    compiled = loss_of
-    if args.compile:
-        from torch._inductor import config as inductor
-
-        inductor.pattern_matcher = False  # it would replace our attention by a kernel whose backward pass is slow on CPUs
-        compiled = torch.compile(loss_of, dynamic=False)
-    log = CsvLog(args.out / "log.csv", ("step", "tokens", "seconds", "lr", "loss", *held_out), n)
-    total, began = torch.zeros((), device=args.device), time.monotonic()
-    with StopSignal() as stop:
-        while n < args.steps and not stop.asked:
-            lr = learning_rate(args, n)
-            with autocast(args):
-                loss = compiled(model, mixture.batch(n, args.rows, args.n_positions + 1).to(args.device))
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            for optimizer in optimizers:
-                for group in optimizer.param_groups:
-                    group["lr"] = lr
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
-            total += loss.detach()
-            n += 1
-            if n % args.every and n < args.steps and not stop.asked:
-                continue
-            mean = total.item() / ((n - 1) % args.every + 1)
-            if not math.isfinite(mean):
-                raise InputError(f"the loss is {mean} before step {n}: lower --lr, and go on from the last checkpoint with --resume")
-            seconds += time.monotonic() - began
-            losses = {kind: held_out_loss(model, rows, args, most=64) for kind, (rows, _) in held_out.items()}
-            log.add(n, n * args.rows * args.n_positions, f"{seconds:.0f}", f"{lr:.2e}", f"{mean:.4f}", *(f"{loss:.4f}" for loss in losses.values()))
-            print(f"step {n}/{args.steps}  {hours(seconds)}  loss {mean:.4f}  held out: "
-                  + "  ".join(f"{kind} {loss:.3f}" for kind, loss in losses.items()), flush=True)  # fmt: skip
-            shape = {name: getattr(args, name) for name in ("n_layer", "n_head", "n_embd", "n_positions", "vocab_size", "seed", "rows")}
-            with write_whole(args.out / "checkpoint.pt", "wb") as file:
-                torch.save({"model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizers], "n": n,
-                            "seconds": seconds, "shape": shape}, file)  # fmt: skip
-            export(model, args)
-            total, began = torch.zeros_like(total), time.monotonic()
-    if n < args.steps:
-        print("stopped; the same command with --resume goes on", file=sys.stderr)
+    try:
+        run = Pretraining(parse_args(argv))
+        with StopSignal() as stop:
+            run.train(stop)
+        run.finish()
+    except KeyboardInterrupt:
+        print("\nstopped; the same command with --resume goes on", file=sys.stderr)
         sys.exit(130)
-    report = {}
-    for kind, (rows, n_bytes) in held_out.items():
-        loss = held_out_loss(model, rows, args)  # in nats a token
-        bits = loss * rows[:, 1:].numel() / n_bytes / math.log(2)
-        report[kind] = {"tokens": rows[:, 1:].numel(), "perplexity": round(math.exp(loss), 2), "bits_per_byte": round(bits, 3)}
-    write_json(args.out / "held_out.json", report)
-    print(json.dumps(report, indent=2))
 
 
 if __name__ == "__main__":

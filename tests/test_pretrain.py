@@ -1,9 +1,15 @@
 """mini/pretrain.py and what it stands on: the vocabulary's training, the mixture, a run that resumes."""
 
+import argparse
 import csv
+import gzip
 import itertools
 import json
+import math
 import random
+import re
+import shutil
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -18,7 +24,7 @@ from hypothesis import strategies as st
 from e2e_data import END, load_tokenizer, tiktoken_pattern
 from files import InputError
 from mini import pretrain
-from mini.corpus import Mixture, Prose, Tables, parse_table, read_documents
+from mini.corpus import AFTER_KEY, BETWEEN, Mixture, Prose, Tables, held_out_rows, make_sources, parse_table, read_documents
 from mini.tokenizer import byte_letters, train_bpe, write_vocabulary
 from weights import load_gpt2
 
@@ -123,11 +129,80 @@ def test_one_document_in_a_hundred_is_held_out_and_no_other(tmp_path):
     assert "7th of books" in held_out[0] and not set(held_out) & set(training)
 
 
+def write_documents(folder: Path, kind: str, documents: list[str]) -> Path:
+    (folder / f"{kind}.txt").write_text(f"\n{END}\n".join(documents), encoding="utf-8")
+    return folder
+
+
+def test_only_lines_that_are_the_end_mark_alone_divide_documents(tmp_path):
+    documents = [f"text {i}\n\nand more" for i in range(8)] + [f"a {END} inside of a line", f"{END} at the beginning of one"]
+    for last in ("", f"\n{END}", f"\n{END}\n"):  # with and without a mark at the end, and a line end behind it
+        (tmp_path / "books.txt").write_text(f"\n{END}\n".join(documents) + last, encoding="utf-8-sig")  # with a byte-order mark
+        assert read_documents(tmp_path, "books") == (documents[:7] + documents[8:], documents[7:8])
+
+
+def test_compressed_text_is_read_like_any_other(tmp_path):
+    plain, packed = write_corpus(tmp_path / "plain"), tmp_path / "packed"
+    packed.mkdir()
+    (packed / "books.txt.gz").write_bytes(gzip.compress((plain / "books.txt").read_bytes()))
+    assert read_documents(packed, "books") == read_documents(plain, "books")
+
+
+def damaged(content: bytes) -> dict[str, bytes]:
+    return {"cut off": content[:-100], "other bytes": content[:200] + b"\xff" * 50 + content[250:], "not gzip": b"text"}
+
+
+@pytest.mark.parametrize("how", ["cut off", "other bytes", "not gzip"])
+def test_damaged_compressed_text_is_refused(tmp_path, how):
+    text = (write_corpus(tmp_path / "plain") / "books.txt").read_bytes()
+    (tmp_path / "books.txt.gz").write_bytes(damaged(gzip.compress(text))[how])
+    with pytest.raises(InputError, match=r"books.txt.gz cannot be read \(.*\): fetch or write it again"):
+        read_documents(tmp_path, "books")
+
+
+def test_text_in_another_encoding_is_refused(tmp_path):
+    (tmp_path / "books.txt").write_bytes("Évora".encode("latin-1"))
+    with pytest.raises(InputError, match="books.txt cannot be read .*UnicodeDecodeError"):
+        read_documents(tmp_path, "books")
+
+
+def test_a_document_is_held_out_from_eight_on(tmp_path):
+    documents = [f"text {i}" for i in range(8)]
+    assert read_documents(write_documents(tmp_path, "books", documents), "books") == (documents[:7], documents[7:])
+    for too_few in (documents[:7], ["a plain text\nwithout marks\n" * 100]):
+        with pytest.raises(InputError, match=r"too few .* divide the text into 8 or more, by lines <\|endoftext\|>"):
+            read_documents(write_documents(tmp_path, "books", too_few), "books")
+
+
+def test_tables_in_a_form_that_is_not_understood_are_refused(tmp_path):
+    with pytest.raises(InputError, match=r"structured.txt: no document is a table .* write key : value \| key : value, and below it the sentence"):
+        read_documents(write_documents(tmp_path, "structured", ["name[Blue Spice], area[riverside]\nBlue Spice."] * 20), "structured")
+
+
+def test_documents_that_are_no_tables_are_left_out_and_counted(vocabulary, capsys):
+    sources = make_sources({"structured": [TABLE, "just a sentence", TABLE]}, vocabulary[1], 33, seed=1)
+    assert len(sources["structured"].parsed) == 2
+    assert capsys.readouterr().out == "structured: 1 of 3 documents are no tables with a sentence, and left out\n"
+
+
+def test_bytes_per_document_do_not_count_its_end_token(vocabulary):
+    """Of very short documents nearly half of the tokens are ends, and "<|endoftext|>" would be 13 bytes."""
+    _, tokenizer = vocabulary
+    documents = ["a", "é", "no", "x"] * 25
+    (rows, n_bytes), = held_out_rows({"books": documents}, tokenizer, 9).values()
+    scored = tokenizer.decode_bytes(rows[:, 1:].flatten().tolist())
+    assert scored.count(END.encode()) > 0.3 * rows[:, 1:].numel()
+    assert n_bytes == len(scored.replace(END.encode(), b"")) < rows[:, 1:].numel()
+
+
 @pytest.mark.parametrize("text, expected", [
     ("wind : 12 | humidity : 15\nA breeze.", ("", [("wind", "12"), ("humidity", "15")], "A breeze.")),
     ("banks\ntype = savings; amount = $40\nSure.", ("banks\n", [("type", "savings"), ("amount", "$40")], "Sure.")),
     ("address: 121, Main Street, rating: 5\nThere.", ("", [("address", "121, Main Street"), ("rating", "5")], "There.")),
     ("city : Rome\ndate : May 3rd\nOn May 3rd.", ("", [("city", "Rome"), ("date", "May 3rd")], "On May 3rd.")),
+    ("name : Silver Fig | Type : pub | 2nd area : here\nA pub.", ("", [("name", "Silver Fig"), ("Type", "pub | 2nd area : here")], "A pub.")),
+    ("Pubs\nName: Silver Fig\nArea 2: here; Type: pub\nA pub.", ("Pubs\n", [("Name", "Silver Fig"), ("Area 2", "here"), ("Type", "pub")], "A pub.")),
+    ("title: Dumbo, Mad Max: Fury Road, price: 5\nOr?", ("", [("title", "Dumbo, Mad Max: Fury Road"), ("price", "5")], "Or?")),
     ("just a sentence", None),
     ("heading\na sentence", None),
 ])  # fmt: skip
@@ -145,8 +220,16 @@ def test_a_table_told_anew_says_the_same_values_in_table_and_sentence(vocabulary
         assert all(value.strip() in sentence for _, value in items), told  # (strip: " , " also stands between items)
         seen.add(told)
     assert len(seen) > 100
-    joined = [told for told in seen if len(parse_table(told)[1]) == 4]
-    assert joined and all(" : " in t or ": " in t or " = " in t for t in joined)
+    assert any(len(parse_table(told)[1]) == 4 for told in seen)  # joined
+    shown = [told.rpartition("\n")[0] for told in seen]  # without their sentences
+    for sign in {*AFTER_KEY, *BETWEEN}:
+        assert any(re.search(rf"\w{re.escape(sign)}\w", table) for table in shown), sign
+
+
+def test_without_names_or_words_to_take_a_value_is_exchanged_for_one_of_its_key(vocabulary):
+    for value in ("Ruby", "AB", "to be told"):
+        tables = Tables([f"artist : {value}\nIt is {value}."], vocabulary[1], names=[])
+        assert tables.names == [] and {tables.other_value(random.Random(seed), "artist", value) for seed in range(50)} == {value}
 
 
 def test_some_paragraphs_are_divided_by_an_end_token_and_tables_never(vocabulary):
@@ -194,9 +277,18 @@ def test_the_result_is_a_model_folder_and_the_loss_falls(finished):
     rows = list(csv.DictReader(open(finished / "log.csv")))
     assert [int(row["step"]) for row in rows] == list(range(4, 41, 4))
     assert float(rows[-1]["loss"]) < float(rows[0]["loss"]) - 1
-    held_out = json.loads((finished / "held_out.json").read_text())
-    assert list(held_out) == ["dialogue", "books", "expository", "structured"]
-    assert all(1 < its["perplexity"] < 320 and its["tokens"] > 0 for its in held_out.values())
+
+
+def test_the_report_says_the_perplexity_and_the_bits_of_the_held_out_text(corpus, finished):
+    report = json.loads((finished / "held_out.json").read_text())
+    assert list(report) == ["dialogue", "books", "expository", "structured"]
+    model, tokenizer = load_gpt2(str(finished)), load_tokenizer(str(finished))  # in fp16, so about the same
+    rows, n_bytes = held_out_rows({"books": read_documents(corpus, "books")[1]}, tokenizer, 33)["books"]
+    with torch.no_grad():
+        losses = [-model(row[None, :-1]).log_softmax(-1)[0, range(32), row[1:]] for row in rows]
+    assert report["books"]["tokens"] == 32 * len(losses)
+    assert report["books"]["perplexity"] == pytest.approx(torch.stack(losses).mean().exp().item(), rel=1e-2)
+    assert report["books"]["bits_per_byte"] == pytest.approx(torch.stack(losses).sum().item() / math.log(2) / n_bytes, rel=1e-2)
 
 
 def test_the_exported_weights_are_the_trained_ones_in_fp16(finished):
@@ -205,44 +297,265 @@ def test_the_exported_weights_are_the_trained_ones_in_fp16(finished):
         assert torch.equal(tensor, state[name].half().float()), name
 
 
-def test_a_stopped_run_goes_on_to_the_same_bits(corpus, finished, tmp_path, monkeypatch):
-    out = tmp_path / "run"
-    command = ["--corpus", str(corpus), "--out", str(out), *FLAGS, "--steps", "40"]
-    stop_at, batch = 14, Mixture.batch
+def logged(folder: Path) -> dict[int, dict]:
+    """step -> its row in log.csv, without what a clock decides."""
+    with open(folder / "log.csv", newline="") as file:
+        return {int(row["step"]): row | {"seconds": None} for row in csv.DictReader(file)}
 
-    def ctrl_c(self, step, rows, n):  # in the middle of a step that is then finished
-        if step == stop_at:
-            import signal
 
+def command(corpus: Path, out: Path, *more) -> list[str]:
+    """A command line; of a flag given twice the last counts."""
+    return ["--corpus", str(corpus), "--out", str(out), *FLAGS, "--steps", "40", *map(str, more)]
+
+
+def stopped(argv: list[str], at: int, signals: int = 1) -> None:
+    """Begin a run, and press Ctrl-C in the middle of update `at` (0 is the first)."""
+    batch = Mixture.batch
+
+    def ctrl_c(self, step, rows, n):
+        for _ in range(signals if step == at else 0):
             signal.raise_signal(signal.SIGINT)
         return batch(self, step, rows, n)
 
-    with monkeypatch.context() as patch, pytest.raises(SystemExit) as ended:
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as ended:
         patch.setattr(Mixture, "batch", ctrl_c)
-        pretrain.main(command)
+        pretrain.main(argv)
     assert ended.value.code == 130
-    with pytest.raises(SystemExit):  # not without being asked
-        pretrain.main(command)
-    pretrain.main([*command, "--resume"])
-    assert (out / "model.safetensors").read_bytes() == (finished / "model.safetensors").read_bytes()
+
+
+@pytest.fixture
+def refused(capsys):
+    """refused(argv) runs a command line that must complain in one line and change nothing in --out; returns the complaint."""
+
+    def run(argv) -> str:
+        out = Path(argv[argv.index("--out") + 1]) if "--out" in argv else None
+        before = content(out)
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            pretrain.main(argv)
+        complaint = capsys.readouterr().err
+        assert ended.value.code == 2 and complaint.startswith("error: ") and complaint.count("\n") == 1, complaint
+        assert content(out) == before
+        return complaint
+
+    return run
+
+
+def content(folder: Path | None) -> dict[Path, bytes] | None:
+    return {path: path.read_bytes() for path in folder.iterdir()} if folder and folder.exists() else None
+
+
+# ----------------------------------------------------------------------------- stopping, and going on
+
+
+def test_a_stopped_run_goes_on_to_the_same_bits(corpus, finished, tmp_path, refused, capsys):
+    argv = command(corpus, tmp_path / "run")
+    stopped(argv, at=14)
+    assert capsys.readouterr().err == "\nstopped; the same command with --resume goes on\n"
+    assert "holds a run already: go on with it (--resume)" in refused(argv)  # not without being asked
+    pretrain.main([*argv, "--resume"])
+    assert (tmp_path / "run" / "model.safetensors").read_bytes() == (finished / "model.safetensors").read_bytes()
+
+    ours, whole = logged(tmp_path / "run"), logged(finished)  # the step that was under way was finished: 15
+    assert ours.keys() - whole.keys() == {15} and whole.keys() <= ours.keys()
+    assert [step for step in whole if ours[step] != whole[step]] == [16]
+    loss = {step: float(row["loss"]) for step, row in ours.items()}  # of steps 13 to 15, and of step 16 alone
+    assert (3 * loss[15] + loss[16]) / 4 == pytest.approx(float(whole[16]["loss"]), abs=2e-4)
+
+
+def test_what_does_not_change_the_result_may_change_on_the_way(corpus, finished, tmp_path):
+    stopped(command(corpus, tmp_path / "run"), at=6)
+    pretrain.main(command(corpus, tmp_path / "run", "--resume", "--every", 15))
+    assert list(logged(tmp_path / "run")) == [4, 7, 15, 30, 40]
+    assert (tmp_path / "run" / "model.safetensors").read_bytes() == (finished / "model.safetensors").read_bytes()
+
+
+def test_a_run_can_be_made_longer_until_its_rate_falls(corpus, finished, tmp_path, refused):
+    stopped(command(corpus, tmp_path / "run", "--steps", 20), at=6)
+    pretrain.main(command(corpus, tmp_path / "run", "--steps", 40, "--resume"))
+    assert (tmp_path / "run" / "model.safetensors").read_bytes() == (finished / "model.safetensors").read_bytes()
+    assert "--steps 39: 40 are done already" in refused(command(corpus, finished, "--steps", 39, "--resume"))
+    complaint = refused(command(corpus, finished, "--steps", 41, "--resume"))
+    assert "--steps 41: the 40 steps that are done had the learning rates of --steps 40, with which it has begun to fall" in complaint
+
+
+KILLED = """
+import os, sys
+sys.path.insert(0, {root!r})
+from mini import pretrain
+export = pretrain.Pretraining.export
+pretrain.Pretraining.export = lambda run: os._exit(9) if run.n == 40 else export(run)
+pretrain.main({argv!r})
+"""
+
+
+def test_killed_between_the_last_checkpoint_and_its_model_a_run_still_ends_with_both(corpus, finished, tmp_path):
+    argv = command(corpus, tmp_path / "run")
+    assert subprocess.run([sys.executable, "-c", KILLED.format(root=str(ROOT), argv=argv)], capture_output=True).returncode == 9
+    assert (tmp_path / "run" / "model.safetensors").read_bytes() != (finished / "model.safetensors").read_bytes()
+    pretrain.main([*argv, "--resume"])
+    assert content(tmp_path / "run").keys() == {tmp_path / "run" / path.name for path in finished.iterdir()}
+    for name in ("model.safetensors", "held_out.json"):
+        assert (tmp_path / "run" / name).read_bytes() == (finished / name).read_bytes()
+    assert logged(tmp_path / "run") == logged(finished)
+
+
+def test_ctrl_c_twice_ends_at_once_and_before_the_loop_too(corpus, tmp_path, capsys, monkeypatch):
+    argv, said = command(corpus, tmp_path / "run"), "\nstopped; the same command with --resume goes on\n"
+    stopped([*argv, "--vocab_size", "300"], at=2, signals=2)
+    assert capsys.readouterr().err == said and not (tmp_path / "run" / "checkpoint.pt").exists()
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as ended:
+        patch.setattr(pretrain, "train_bpe", lambda *_: signal.raise_signal(signal.SIGINT))
+        pretrain.main(argv)
+    assert ended.value.code == 130 and capsys.readouterr().err == said
+    pretrain.main([*argv, "--resume", "--steps", "1"])  # without a checkpoint it begins, with a vocabulary of its own
+    assert load_tokenizer(str(tmp_path / "run")).n_vocab == 320
+
+
+@pytest.mark.parametrize("change, named", [
+    (f"--{flag} {value}", f"was begun with --{flag} {before}, not {value}: resume it with the same flags") for flag, before, value in (
+        ("n_head", 2, 4), ("n_embd", 32, 64), ("rows", 4, 5), ("lr", 0.008, 0.01), ("falling", 0.3, 0.5), ("weight_decay", 0.05, 0.0), ("seed", 1, 2))
+] + [("--shares 1 1 1 1", "was begun with --shares [0.25, 0.15, 0.2, 0.4], not [1.0, 1.0, 1.0, 1.0]")])  # fmt: skip
+def test_other_flags_for_a_run_that_was_begun_are_refused(corpus, finished, refused, change, named):
+    assert named in refused([*command(corpus, finished), "--resume", *change.split()])
+
+
+@pytest.mark.parametrize("kind", ["books", "structured"])
+def test_other_text_for_a_run_that_was_begun_is_refused(corpus, finished, tmp_path, refused, kind):
+    shutil.copytree(corpus, tmp_path / "corpus")
+    text = (tmp_path / "corpus" / f"{kind}.txt").read_text()
+    (tmp_path / "corpus" / f"{kind}.txt").write_text(text.replace("In " if kind == "structured" else "The ship", "At ", 1))
+    complaint = refused([*command(tmp_path / "corpus", finished), "--resume"])
+    assert re.search(rf"was begun with {kind} [\d,]+ (tokens|tables) \(SHA-256 \w+\), not [\d,]+ ", complaint), complaint
+    (tmp_path / "corpus" / f"{kind}.txt").unlink()
+    assert f"was begun with {kind} " in refused([*command(tmp_path / "corpus", finished), "--resume"])
+
+
+@pytest.mark.parametrize("bad", [
+    *(lambda file, n=n: file.write_bytes(file.read_bytes()[:n]) for n in (0, 5, 977, -1)),
+    lambda file: file.write_text("hello"),
+    *(lambda file, change=change: torch.save(change(torch.load(file)), file) for change in (
+        lambda state: [1, 2], lambda state: state["model"], lambda state: state | {"flags": None}, lambda state: state | {"n": "forty"},
+        lambda state: state | {"optimizers": []}, lambda state: state | {"optimizers": [1, 2]}, lambda state: state | {"model": {}},
+        lambda state: state | {"steps": Path("40")})),
+])  # fmt: skip
+def test_a_damaged_checkpoint_is_refused(corpus, finished, tmp_path, refused, bad):
+    shutil.copytree(finished, tmp_path / "run")
+    bad(tmp_path / "run" / "checkpoint.pt")
+    complaint = refused([*command(corpus, tmp_path / "run"), "--resume"])
+    assert "checkpoint.pt " in complaint and "delete it to begin again" in complaint
+
+
+def test_a_run_that_diverges_keeps_its_last_checkpoint(corpus, tmp_path, refused, monkeypatch, capsys):
+    argv, held_out_loss = command(corpus, tmp_path / "run"), pretrain.held_out_loss
+    stopped(argv, at=5)
+    before = content(tmp_path / "run")
+    monkeypatch.setattr(pretrain, "held_out_loss", lambda *args, **most: math.nan)
+    assert "the loss (dialogue) is nan at step 8: lower --lr (it is 0.008), with another --out" in refused([*argv, "--resume"])
+    monkeypatch.setattr(pretrain, "held_out_loss", held_out_loss)
+    monkeypatch.setattr(pretrain, "loss_of", lambda model, rows: model.wte.weight.sum() * math.nan)
+    assert "the loss (training) is nan at step 8" in refused([*argv, "--resume"])
+    assert content(tmp_path / "run") == before
+
+
+NO_ROOM = """
+import resource, sys
+sys.path.insert(0, {root!r})
+from mini import pretrain
+resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))
+pretrain.main({argv!r})
+"""
+
+
+def test_a_full_disk_ends_the_program_in_a_sentence(corpus, tmp_path):
+    argv = command(corpus, tmp_path / "run")
+    ended = subprocess.run([sys.executable, "-c", NO_ROOM.format(root=str(ROOT), argv=argv)], capture_output=True, text=True)
+    assert ended.returncode == 2 and ended.stderr.startswith("error: ") and ended.stderr.count("\n") == 1, ended.stderr
+    assert f"{tmp_path / 'run' / 'checkpoint.pt'} was not written" in ended.stderr
+
+
+# ----------------------------------------------------------------------------- folders and flags
+
+
+def test_a_folder_that_is_not_its_own_is_left_alone(corpus, tmp_path, refused):
+    for name, said in (("model.safetensors", "holds a model.safetensors but no checkpoint.pt: choose another --out"),
+                       ("settings.json", "holds a run of train.py: choose another --out")):  # fmt: skip
+        folder = tmp_path / name.partition(".")[0]
+        folder.mkdir()
+        (folder / name).write_text("{}")
+        for more in ([], ["--resume"]):
+            assert f"{folder} {said}" in refused(command(corpus, folder, *more))
 
 
 def test_it_can_be_called_from_anywhere_and_says_what_is_wrong(tmp_path):
-    command = [sys.executable, str(ROOT / "mini" / "pretrain.py"), "--corpus", "nothing", "--out", "out"]
-    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    argv = [sys.executable, str(ROOT / "mini" / "pretrain.py"), "--corpus", "nothing", "--out", "out"]
+    ended = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True)
+    files = "dialogue.txt, books.txt, expository.txt, structured.txt (or .txt.gz)"
     assert (ended.returncode, ended.stdout) == (2, "")
-    assert ended.stderr == "error: nothing holds none of dialogue.txt, books.txt, expository.txt, structured.txt (or .txt.gz)\n"
+    assert ended.stderr == f"error: nothing does not exist: --corpus names a folder with {files}\n"
+    assert not list(tmp_path.iterdir())
 
 
-def test_other_flags_for_a_run_that_was_begun_are_refused(corpus, finished):
-    command = ["--corpus", str(corpus), "--out", str(finished), *FLAGS, "--steps", "40", "--resume"]
-    with pytest.raises(InputError, match="begun with"):
-        pretrain.open_folder(pretrain.parse_args([*command, "--n_embd", "64"]))
+def test_what_it_needs_is_said_in_a_sentence(tmp_path, refused):
+    (tmp_path / "file").write_text("text")
+    out, files = ["--out", str(tmp_path / "run")], "dialogue.txt, books.txt, expository.txt, structured.txt (or .txt.gz)"
+    for argv in ([], out, ["--corpus", str(tmp_path)]):
+        assert "with --corpus one of text, which is not in this repository: " + files in refused(argv)
+    assert f"{tmp_path} holds none of {files}" in refused(["--corpus", str(tmp_path), *out])
+    assert f"{tmp_path / 'file'} is not a folder: --corpus names a folder with {files}" in refused(["--corpus", str(tmp_path / "file"), *out])
 
 
-def test_text_in_some_kinds_only_will_do(corpus, tmp_path):
-    few = tmp_path / "few"
-    few.mkdir()
-    (few / "books.txt").write_text((corpus / "books.txt").read_text())
-    pretrain.main(["--corpus", str(few), "--out", str(tmp_path / "run"), *FLAGS, "--steps", "2"])
-    assert list(json.loads((tmp_path / "run" / "held_out.json").read_text())) == ["books"]
+@pytest.mark.parametrize("flags, said", [
+    *((f"--{name} {value}", f"--{name} {value}: must be at least 1") for name, value in (
+        ("every", 0), ("rows", 0), ("steps", -1), ("vocab_chars", 0), ("n_layer", 0), ("n_head", 0))),
+    ("--n_positions 1", "--n_positions 1: must be at least 2"),
+    ("--vocab_size 256", "--vocab_size 256: must be at least 257 and at most 65536"),
+    ("--vocab_size 65537", "--vocab_size 65537: must be at least 257 and at most 65536"),
+    ("--n_embd 33", "--n_embd 33: must be a multiple of --n_head 2"),
+    ("--lr nan", "--lr nan: must be at least 0"),
+    ("--lr inf", "--lr inf: must be at least 0"),
+    ("--weight_decay -1", "--weight_decay -1.0: must be at least 0"),
+    ("--falling 1.5", "--falling 1.5: must be at least 0 and at most 1"),
+    ("--seed -1", "--seed -1: must be at least 0"),
+    ("--shares 1 1 1 -1", "--shares 1.0 1.0 1.0 -1.0: must be 0 or more"),
+    ("--shares 1 1 1 nan", "--shares 1.0 1.0 1.0 nan: must be 0 or more"),
+])  # fmt: skip
+def test_flags_that_make_no_run_are_refused_before_anything_is_read(tmp_path, refused, flags, said):
+    assert said in refused(command(tmp_path / "nowhere", tmp_path / "run", *flags.split()))
+
+
+def test_shares_must_leave_something_to_the_text_that_is_there(corpus, tmp_path, refused):
+    shutil.copy(corpus / "books.txt", tmp_path)
+    complaint = refused(command(tmp_path, tmp_path / "run", *"--shares 1 0 0 0".split()))
+    assert f"--shares leave nothing to books, all that {tmp_path} holds: give a share above 0" in complaint
+
+
+@pytest.mark.parametrize("documents, said", [
+    (["a"] * 17, "books: 32 tokens are too few to train on, 34 are needed: add text, or lower --n_positions"),
+    (["a"] * 18, "books: 2 tokens are too few to hold out, 33 are needed: add text, or lower --n_positions"),
+])  # fmt: skip
+def test_too_little_text_is_refused_and_with_more_the_run_begins(tmp_path, capsys, documents, said):
+    """The smallest vocabulary has no merges, so here each document is 2 tokens."""
+    bare = ("--vocab_size", 257, "--steps", 1)
+    with pytest.raises(SystemExit):
+        pretrain.main(command(write_documents(tmp_path, "books", documents), tmp_path / "run", *bare))
+    assert capsys.readouterr().err == f"error: {said}\n"
+    pretrain.main(command(write_documents(tmp_path, "books", documents * 100), tmp_path / "run", *bare))
+    assert load_tokenizer(str(tmp_path / "run")).encode_ordinary("ab") == [64, 65]
+
+
+@pytest.mark.parametrize("kind", ["books", "structured"])
+def test_text_in_some_kinds_only_will_do(corpus, tmp_path, kind):
+    (tmp_path / f"{kind}.txt").write_text((corpus / f"{kind}.txt").read_text())
+    pretrain.main(command(tmp_path, tmp_path / "run", "--steps", 2))
+    assert list(json.loads((tmp_path / "run" / "held_out.json").read_text())) == [kind]
+
+
+def test_the_pattern_matcher_is_off_on_cpus_only(monkeypatch):
+    from torch._inductor import config as inductor
+
+    monkeypatch.setattr(torch, "compile", lambda function, dynamic: function)
+    for device, on in (("cuda", True), ("cpu", False)):
+        monkeypatch.setattr(inductor, "pattern_matcher", True)
+        assert pretrain.compiled(argparse.Namespace(compile=True, device=device)) is pretrain.loss_of
+        assert inductor.pattern_matcher is on
