@@ -65,7 +65,7 @@ def decode(
     """
     prompts = [encode_prompt(tokenizer, source) for source in sources]
     banned, end = newline_tokens(tokenizer), tokenizer.eot_token
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))  # the longest first: the others fit into the memory that it leaves
     texts = [""] * len(prompts)
     began = time.monotonic()
     for start in ranks.share(range(0, len(order), batch_size)):

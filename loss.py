@@ -8,7 +8,7 @@ x are the M outputs of the last LayerNorm, W the rows of `wte`. PyTorch's own cr
 [M, V], for the backward pass, four copies in all, where V is 50,257. Here there is one, in which logits become p - onehot(y),
 on a CPU a few rows at a time, so that these stay in its cache.
 
-Shapes: M scored places, C width, V vocabulary.
+Shapes: M scored places, C width, V vocabulary, V' >= V rows of W.
 """
 
 import torch
@@ -21,14 +21,15 @@ STEP = 16
 
 
 class SummedLoss(torch.autograd.Function):
-    """(x [M, C], W [V, C], y [M] ids) -> the loss in nats, in fp32 or better."""
+    """(x [M, C], W [V', C], y [M] ids, V) -> the loss in nats, in fp32 or better. W's rows behind V count for nothing."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    def forward(ctx, x: Tensor, weight: Tensor, targets: Tensor, V: int) -> Tensor:
         M = len(x)
         x = F.pad(x, (0, 0, 0, -M % STEP))
-        table = x @ weight.t()  # logits [M, V], and some rows more
+        table = x @ weight.t()  # logits [M, V'], and some rows more
         table[M:] = 0
+        table[:M, V:] = -torch.inf
         loss = x.new_zeros((), dtype=torch.promote_types(x.dtype, torch.float32))
         for rows, y in zip(*(t.split(16 if x.device.type == "cpu" else M) for t in (table[:M], targets.unsqueeze(1)))):
             p = rows.to(loss.dtype).log_softmax(dim=1)
@@ -43,4 +44,4 @@ class SummedLoss(torch.autograd.Function):
     def backward(ctx, grad: Tensor):
         x, weight, table = ctx.saved_tensors
         dx = grad * (table @ weight)[: ctx.M]
-        return dx, None if x is None else table.t() @ (grad * x), None
+        return dx, None if x is None else table.t() @ (grad * x), None, None

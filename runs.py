@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 
 from e2e_data import encode_prompt, shorten
 from files import InputError, explain_os_error, read_text, write_whole
@@ -53,7 +54,7 @@ def place(model: GPT2, prefix: Prefix | None, settings: Settings) -> GPT2:
         for module in model.modules():
             if isinstance(module, Projection):
                 module.to(torch.bfloat16)
-        model.head = model.wte.weight.to(torch.bfloat16)
+        model.head = F.pad(model.wte.weight.to(torch.bfloat16), (0, 0, 0, -model.config.vocab_size % 32))  # [V', C]
     return model
 
 

@@ -81,7 +81,7 @@ def update(model, learned, optimizer, examples: list[Encoded], lr: float, settin
 @torch.inference_mode()
 def validation_loss(model: GPT2, examples: list[Encoded], settings: Settings, pad: int, batch_size: int = 32) -> float:
     """Mean loss over the scored tokens of all examples, in nats a token, of a model in evaluation mode."""
-    by_length = sorted(examples, key=lambda example: len(example.ids))  # little padding
+    by_length = sorted(examples, key=lambda example: -len(example.ids))  # little padding, and memory that serves again
     total = 0.0
     for start in ranks.share(range(0, len(by_length), batch_size)):
         with autocast(settings):

@@ -15,7 +15,8 @@ GPT-2's dropout (0 with a prefix, 0.1 in fine-tuning), and with a prefix the MLP
 embeddings of width C. So the losses are equal too; those of the first batch are printed side by side.
 
 Different: peft runs this MLP once for each sentence of a batch, and in bf16, we run it once, in fp32; transformers computes logits
-for all tokens, we for the scored ones; under autocast it rounds frozen weights to bf16 anew in each step, we keep them so.
+for all tokens, we for the scored ones; under autocast it rounds frozen weights to bf16 anew in each step, we keep them so; ours has
+the C library keep freed memory, as train.py does (`settings.keep_freed_memory`), the peer runs as it comes.
 
 Each contender is a process of its own, and they train in turn: `--rounds` rounds of `--steps` steps. Memory is the peak while
 training, of the whole process, libraries included (on a GPU: of tensors). Best on an otherwise idle machine. Prints tables and
