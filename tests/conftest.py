@@ -1,6 +1,7 @@
 """What several test files share."""
 
 import os
+import signal
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # transformers is here to compare with, not to download
 
@@ -10,6 +11,7 @@ import transformers
 from tiny import write_data, write_model
 
 transformers.logging.set_verbosity_error()
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets what it starts in the background ignore Ctrl-C, which tests send
 
 
 @pytest.fixture(scope="session", autouse=True)

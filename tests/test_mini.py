@@ -210,6 +210,7 @@ def test_without_a_network_gpt2_names_the_command_that_needs_none(tmp_path, monk
     import weights
 
     monkeypatch.setenv("PREFIX_TUNING_CACHE", str(tmp_path))
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path / "tiktoken"))
     monkeypatch.setattr(files.time, "sleep", lambda _: None)
 
     def no_network(*args, **kwargs):

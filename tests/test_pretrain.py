@@ -381,6 +381,8 @@ def test_a_run_can_be_made_longer_until_its_rate_falls(corpus, finished, tmp_pat
 
 KILLED = """
 import os, sys
+import torch
+torch.set_num_threads(1)  # as in this process: the sums of several threads are rounded otherwise
 sys.path.insert(0, {root!r})
 from mini import pretrain
 export = pretrain.Pretraining.export
