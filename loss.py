@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# oneDNN, which multiplies matrices for PyTorch on CPUs, compiles a kernel for every shape that is new to it: a millisecond each, as long as
-# some products take. Batches of text all have shapes of their own, so lengths are rounded up, and few shapes are left.
+# oneDNN, which multiplies matrices for PyTorch on CPUs, compiles a kernel for every shape that is new to it: a millisecond each,
+# as long as some products take. Batches of text all have shapes of their own, so lengths are rounded up, and few shapes are left.
 STEP = 16
 
 

@@ -130,8 +130,8 @@ def resolve_prefix_len(s: Settings) -> int | None:
     return len(words)
 
 
-# Learning rates for what is put in front of a frozen model, and for fine-tuning: the paper's, and those that were best on the
-# validation set with a model that is 20 times smaller than GPT-2's smallest (mini/README.md).
+# Learning rates for what is put in front of a frozen model, and for fine-tuning: the paper's, and higher ones for a model that is
+# 20 times smaller than GPT-2's smallest (mini/README.md).
 PAPER_RATES = (8e-5, 5e-5)
 RATES = {"mini": (1e-3, 1e-3)}
 

@@ -98,6 +98,7 @@ def test_the_beam_finds_what_greedy_search_misses():
         model.table[4, 5, 0] = 0.0
     assert beam_search(model, [[1, 2]], end=0, beam_size=1, max_new_tokens=5, length_norm="none") == [[3, 5]]
     assert beam_search(model, [[1, 2]], end=0, beam_size=2, max_new_tokens=5, length_norm="none") == [[4]]
+    assert beam_search(model, [], end=0) == []
 
 
 def test_length_norm_decides_between_short_and_long():

@@ -103,6 +103,12 @@ def test_selected_rows_of_a_cache_go_on_by_themselves(model):
 
 
 @torch.no_grad()
+def test_a_cache_takes_whole_rows_alone(model):
+    with pytest.raises(ValueError, match="a cache holds whole rows"):
+        model(torch.zeros(2, 4, dtype=torch.long), cache=KVCache(room=1), real=torch.arange(6), at=torch.tensor([3]))
+
+
+@torch.no_grad()
 def test_logits_only_where_asked_equal_the_same_places_of_all_logits(model):
     tokens = torch.randint(0, 101, (3, 7))
     at = torch.tensor([0, 6, 9, 20])

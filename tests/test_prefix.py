@@ -199,6 +199,8 @@ def test_misuse_is_refused_with_a_sentence(model, tmp_path):
     infix = Infix(CONFIG, 5).attach(model)
     with pytest.raises(ValueError, match="an infix makes mask and positions itself"):
         model(torch.tensor([[1, 2]]), positions=torch.arange(2))
+    with pytest.raises(ValueError, match="a prefix of 5 and 60 tokens do not fit"):
+        model(torch.zeros(1, 60, dtype=torch.long))
     infix.detach(model)
     Prefix(CONFIG, 5).attach(model)
     with pytest.raises(ValueError, match="a prefix of 5 and 60 tokens do not fit into 64 positions"):
