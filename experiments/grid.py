@@ -120,7 +120,7 @@ def cell_settings(given: Settings, cell: Cell, seed: int, lr: float, n_train: in
         steps = min(cell.flags["max_steps"], given.max_steps or math.inf)
     settings = replace(
         given, **cell.flags | {"max_steps": steps if low else given.max_steps}, seed=seed, lr=lr,
-        log_every=max(1, steps // 100), valid_every=max(1, steps // 5),  # with 5 epochs: after each
+        log_every=max(1, steps // 100), valid_every=math.ceil(steps / 5),  # with 5 epochs: after each
     )  # fmt: skip
     return replace(settings, warmup_steps=min(settings.warmup_steps, steps - 1)), steps
 

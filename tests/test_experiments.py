@@ -84,6 +84,9 @@ def test_the_grid_is_the_posters_and_the_papers_with_train_pys_defaults(world):
         own = dataclasses.asdict(runs[name].settings)
         assert {key for key, value in dataclasses.asdict(expected).items() if own[key] != value} <= where
         assert runs[name].steps == 5 * 12 and own["valid_every"] == 12  # after each epoch of 120 examples
+    for steps in (1, 4, 42, 59):  # however many there are, no more than five looks at the validation set
+        shorter = grid.plan(base | {"max_steps": steps}, grid.PUBLISHED_RATES, "runs/x")
+        assert all(estimate.validations(run) <= 5 for run in shorter)
     s = runs["low50-prefix-seed101"].settings
     assert (s.lr, s.max_steps, s.warmup_steps, s.train_examples, s.keep, s.init_text) == (5e-5, 200, 100, 50, "best", "table-to-text:")
     assert {name: runs[f"{name}-seed101"].steps for name in low} == dict(zip(low, (200, 100, 200, 100, 200, 200, 400, 400)))
