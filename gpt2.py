@@ -238,8 +238,7 @@ class GPT2(nn.Module):
         self.wpe = nn.Embedding(config.n_positions, config.n_embd)
         self.h = nn.ModuleList(Block(config, layer, dropout) for layer in range(config.n_layer))
         self.ln_f = nn.LayerNorm(config.n_embd, eps=1e-5)
-        # wte once more, in bf16, where it is frozen (autocast would round its 39 million numbers anew in each step), with rows
-        # of zeros behind its own: 50,257 is an awkward number, and a product with 50,272 rows takes a quarter less time.
+        # wte once more, in bf16, where it is frozen: its 39 million numbers need not be rounded anew in each step (`loss.rounded`).
         self.register_buffer("head", None, persistent=False)
 
     def forward(
@@ -327,8 +326,7 @@ class GPT2(nn.Module):
             return torch.stack([F.cross_entropy(self.logits(rows), y, reduction="sum") for rows, y in parts]).sum()
         weight = self.wte.weight if self.head is None else self.head
         if torch.is_autocast_enabled(x.device.type):
-            dtype = torch.get_autocast_dtype(x.device.type)
-            x, weight = x.to(dtype), weight.to(dtype)
+            x = x.to(torch.get_autocast_dtype(x.device.type))
         return SummedLoss.apply(x, weight, targets, self.config.vocab_size)
 
     @torch.no_grad()

@@ -21,12 +21,16 @@ STEP = 16
 
 
 class SummedLoss(torch.autograd.Function):
-    """(x [M, C], W [V', C], y [M] ids, V) -> the loss in nats, in fp32 or better. W's rows behind V count for nothing."""
+    """(x [M, C], W [V', C], y [M] ids, V) -> the loss in nats, in fp32 or better. W's rows behind V count for nothing.
+
+    W may be in a higher precision than x: it is rounded to x's, and its gradient too.
+    """
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, targets: Tensor, V: int) -> Tensor:
         M = len(x)
         x = F.pad(x, (0, 0, 0, -M % STEP))
+        n_rows, weight = len(weight), rounded(weight, x.dtype)
         table = x @ weight.t()  # logits [M, V'], and some rows more
         table[M:] = 0
         table[:M, V:] = -torch.inf
@@ -36,12 +40,27 @@ class SummedLoss(torch.autograd.Function):
             loss -= p.gather(1, y).sum()
             p.exp_().scatter_add_(1, y, torch.full_like(y, -1, dtype=p.dtype))  # p - onehot(y)
             rows.copy_(p)
-        ctx.save_for_backward(x if weight.requires_grad else None, weight, table)
-        ctx.M = M
+        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight, table)
+        ctx.M, ctx.n_rows = M, n_rows
         return loss
 
     @staticmethod
     def backward(ctx, grad: Tensor):
         x, weight, table = ctx.saved_tensors
         dx = grad * (table @ weight)[: ctx.M]
-        return dx, None if x is None else table.t() @ (grad * x), None, None
+        dW = None if x is None else (table.t() @ (grad * x))[: ctx.n_rows]
+        return dx, dW, None, None
+
+
+def rounded(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """W in another precision, with rows of zeros behind its own, [V', C], where V' is a multiple of 32; in its own precision W itself.
+
+    GPT-2's 50,257 is an awkward number: products with 50,272 rows take a quarter less time.
+    """
+    if weight.dtype == dtype:
+        return weight
+    V = len(weight)
+    table = weight.new_empty(V + -V % 32, weight.size(1), dtype=dtype)
+    table[:V] = weight
+    table[V:] = 0
+    return table

@@ -17,11 +17,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 
 from e2e_data import encode_prompt, shorten
 from files import InputError, explain_os_error, read_text, write_whole
 from gpt2 import GPT2, Projection
+from loss import rounded
 from prefix import MODES, Prefix, load_prefix
 from settings import Settings, init_tokens
 from weights import load_gpt2, write_safetensors
@@ -54,7 +54,7 @@ def place(model: GPT2, prefix: Prefix | None, settings: Settings) -> GPT2:
         for module in model.modules():
             if isinstance(module, Projection):
                 module.to(torch.bfloat16)
-        model.head = F.pad(model.wte.weight.to(torch.bfloat16), (0, 0, 0, -model.config.vocab_size % 32))  # [V', C]
+        model.head = rounded(model.wte.weight.detach(), torch.bfloat16)  # [V', C]
     return model
 
 

@@ -18,9 +18,10 @@ Different: peft runs this MLP once for each sentence of a batch, and in bf16, we
 for all tokens, we for the scored ones; under autocast it rounds frozen weights to bf16 anew in each step, we keep them so; ours has
 the C library keep freed memory, as train.py does (`settings.keep_freed_memory`), the peer runs as it comes.
 
-Each contender is a process of its own, and they train in turn: `--rounds` rounds of `--steps` steps. Memory is the peak while
-training, of the whole process, libraries included (on a GPU: of tensors). Best on an otherwise idle machine. Prints tables and
-the ratios, and writes every round to results/training.json.
+Each contender is a process of its own, and they train in turn: `--warm_up` steps that are not timed (on a CPU a
+kernel is compiled for each shape that is new, and a real run has met nearly all of its shapes early), then `--rounds` rounds of
+`--steps` steps. Memory is the peak while training, of the whole process, libraries included (on a GPU: of tensors). Best on an
+otherwise idle machine. Prints tables and the ratios, and writes every round to results/training.json.
 """
 
 import argparse
@@ -56,6 +57,7 @@ def main() -> None:
     parser.add_argument("--device", default="auto", help="cpu, cuda (default: cuda where there is one)")
     parser.add_argument("--rounds", type=int, help="rounds of each contender (default: 5)")
     parser.add_argument("--steps", type=int, help="steps a round (default: 6)")
+    parser.add_argument("--warm_up", type=int, default=12, help="steps of each contender before that (default: 12)")
     parser.add_argument("--long", action="store_true", help="15 rounds of 20 steps")
     parser.add_argument("--batch_size", type=int, default=10, help="examples a step (default: 10)")
     parser.add_argument("--prefix_len", type=int, default=5, help="positions of the prefix (default: 5)")
@@ -68,15 +70,15 @@ def main() -> None:
     given = parser.parse_args()
     given.rounds = given.rounds if given.rounds is not None else (15 if given.long else 5)
     given.steps = given.steps if given.steps is not None else (20 if given.long else 6)
-    if min(given.rounds, given.steps, given.batch_size) < 1:
-        raise InputError("--rounds, --steps and --batch_size must be at least 1")
+    if min(given.rounds, given.steps, given.warm_up, given.batch_size) < 1:
+        raise InputError("--rounds, --steps, --warm_up and --batch_size must be at least 1")
     if not given.alone:
         check_peers()
 
     settings = {mode: settings_of(given, mode=mode) for mode in given.modes}
-    batches = make_batches(given, settings[given.modes[0]], 1 + given.rounds * given.steps)
+    batches = make_batches(given, settings[given.modes[0]], given.warm_up + given.rounds * given.steps)
     report = describe("training.py", settings[given.modes[0]], given.data)
-    report |= {"batch_size": given.batch_size, "rounds": given.rounds, "steps_a_round": given.steps}
+    report |= {"batch_size": given.batch_size, "warm_up_steps": given.warm_up, "rounds": given.rounds, "steps_a_round": given.steps}
     show_head(report, f"batches of {given.batch_size}, {given.rounds} rounds of {given.steps} steps, in turn")
     report["contenders"] = take_turns(settings, batches, given)
     report["ratios"] = ratios(report["contenders"])
@@ -195,7 +197,7 @@ def scored(examples: list[Encoded]) -> int:
 
 
 def take_turns(settings: dict[str, Settings], batches: list[list[Encoded]], given) -> dict[str, dict]:
-    """The first batch to warm up with, then the rounds. name -> figures."""
+    """The first batches to warm up with, then the rounds. name -> figures."""
     sides = {"ours": Ours} if given.alone else {"ours": Ours, "peer": Peer}
     contenders = {
         f"{mode}, {side}": Contender(make, s, device=s.device) for mode, s in settings.items() for side, make in sides.items()
@@ -203,9 +205,9 @@ def take_turns(settings: dict[str, Settings], batches: list[list[Encoded]], give
     figures = {}
     for name, contender in contenders.items():
         first_loss = contender.call("loss", batches[0])["result"]
-        losses = contender.call("train", batches[:1])["result"]
+        losses = contender.call("train", batches[: given.warm_up])["result"]
         figures[name] = {"examples_per_s": 0.0, "every_round": [], "megabytes": 0.0, "first_loss": first_loss, "losses": losses}
-    for start in range(1, len(batches), given.steps):
+    for start in range(given.warm_up, len(batches), given.steps):
         piece = batches[start : start + given.steps]
         for name, contender in contenders.items():
             measured, one = contender.call("train", piece), figures[name]
@@ -253,10 +255,11 @@ def alone(given, name: str, value) -> dict:
     """About as many examples as in a round of the comparison."""
     s = settings_of(given, **{name: value})
     steps = max(2, given.steps * given.batch_size // s.batch_size)
-    batches = make_batches(given, s, 1 + steps)
+    warm_up = min(given.warm_up, steps)
+    batches = make_batches(given, s, warm_up + steps)
     contender = Contender(Ours, s, device=s.device)
-    contender.call("train", batches[:1])
-    measured = [contender.call("train", batches[1:]) for _ in range(min(given.rounds, 3))]
+    contender.call("train", batches[:warm_up])
+    measured = [contender.call("train", batches[warm_up:]) for _ in range(min(given.rounds, 3))]
     contender.end()
     return {
         "examples_per_s": statistics.median(steps * s.batch_size / one["seconds"] for one in measured),

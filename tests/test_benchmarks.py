@@ -86,7 +86,7 @@ def check_report(report: dict, key: str, rounds: int, ratios: dict[str, tuple[st
 
 def test_training_beside_the_peer_gives_the_same_losses_and_consistent_ratios(small, tmp_path):
     out = tmp_path / "deep" / "training.json"
-    flags = ("--modes", "finetune", "--dropout", "0", "--dtype", "fp32", "--rounds", "2", "--steps", "2", "--out", str(out))
+    flags = ("--modes", "finetune", "--dropout", "0", "--dtype", "fp32", "--rounds", "2", "--steps", "2", "--warm_up", "1", "--out", str(out))
     printed = run_script("training.py", "--model", str(small / "model"), *flags)
     report = json.loads(out.read_text())
     check_report(report, "examples_per_s", 2, {"finetune: ours / peer": ("finetune, ours", "finetune, peer")})
@@ -203,7 +203,7 @@ def test_missing_peers_are_named_with_the_file_that_installs_them(module, monkey
 
 
 @pytest.mark.parametrize("module, flags, message", [
-    (training, ["--rounds", "0"], "at least 1"), (training, ["--steps", "0"], "at least 1"),
+    (training, ["--rounds", "0"], "at least 1"), (training, ["--steps", "0"], "at least 1"), (training, ["--warm_up", "0"], "at least 1"),
     (decoding, ["--sentences", "0"], "at least 1"), (decoding, ["--single", "-1"], "at least 0"),
     (scorer, ["--repeat", "0"], "at least 1"), (training, ["--prefix_len", "350"], "too few"), (decoding, ["--new_tokens", "380"], "too few"),
 ])  # fmt: skip

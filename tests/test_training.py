@@ -27,7 +27,7 @@ from prefix import MODES, keys_values, load_prefix
 from runs import load_run, start_model
 from settings import Settings, add_flags, autocast
 from tiny import write_data
-from train import Training, batch_loss, learning_rate, train, update
+from train import Training, batch_loss, clip, gradient_norm, learning_rate, train, update
 from weights import load_gpt2, read_safetensors
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -286,6 +286,30 @@ def test_small_gradients_are_left_alone_and_large_ones_clipped(settings):
         assert norm > 1.5
         moved = math.sqrt(sum((p - b).square().sum().item() for p, b in zip(prefix.parameters(), before)))
         assert moved == pytest.approx(expected if expected else norm, rel=1e-3)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_clipping_scales_all_gradients_to_the_limit(fused):
+    """Whether AdamW divides them on its way or they are divided before, its moments are those of torch's own clipping."""
+    torch.manual_seed(0)
+    shapes = [(5, 7), (7,), (2, 3, 4), ()]
+    gradients = [torch.randn(shape) for shape in shapes]
+    norm = torch.cat([g.flatten() for g in gradients]).norm()
+    for limit in (norm.item() / 3, norm.item() * 3, math.inf):
+        ours, theirs = ([torch.nn.Parameter(torch.ones(shape)) for shape in shapes] for _ in range(2))
+        for parameters in (ours, theirs):
+            for parameter, gradient in zip(parameters, gradients):
+                parameter.grad = gradient.clone()
+        found = gradient_norm([*ours, torch.nn.Parameter(torch.ones(3))])  # one without a gradient
+        torch.testing.assert_close(found, norm)
+        torch.testing.assert_close(torch.nn.utils.clip_grad_norm_(theirs, limit), norm)
+        optimizers = torch.optim.AdamW(ours, lr=0.1, fused=fused), torch.optim.AdamW(theirs, lr=0.1)
+        clip(optimizers[0], found, limit)
+        for optimizer in optimizers:
+            optimizer.step()
+        for mine, its in zip(ours, theirs):
+            torch.testing.assert_close(mine, its)
+            torch.testing.assert_close(optimizers[0].state[mine]["exp_avg"], optimizers[1].state[its]["exp_avg"])
 
 
 def test_the_frozen_model_stays_frozen_and_fine_tuning_moves_every_weight(settings, world, tmp_path):
