@@ -225,8 +225,8 @@ def autocast(settings: Settings):
 def keep_freed_memory() -> None:
     """Have the C library keep large blocks that are freed, for what is allocated next (glibc; elsewhere nothing happens).
 
-    For a whole process, so a program calls it where it begins. The C library would give each back to the system and get it again as zeroed pages: fine-tuning GPT-2's smallest asked for
-    190,000 pages anew in every step, an eighth of its time.
+    For a whole process, so a program calls it where it begins. The C library would give each back to the system and get it
+    again as zeroed pages: fine-tuning GPT-2's smallest asked for 190,000 pages anew in every step, an eighth of its time.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

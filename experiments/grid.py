@@ -1,8 +1,8 @@
 """The grid: which runs make up the poster's experiment and the paper's ablations, declared.
 
 A cell is a configuration; with a seed it is a run, `prefix5-seed101` (where nothing is trained there is no seed). All that a cell
-does not state is the paper's setting, train.py's default: batches of 10, 5 epochs, AdamW with linear decay, beam 5. Two things depend on the
-model:
+does not state is the paper's setting, train.py's default: batches of 10, 5 epochs, AdamW with linear decay, beam 5. Two
+things depend on the model:
 
 * the learning rates, one a family of cells (PUBLISHED_RATES; or those that search.py has found for the model);
 * P of the initialisation from words, which is the number of tokens that the model's own vocabulary cuts WORDS into

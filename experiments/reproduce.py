@@ -7,8 +7,8 @@
 
 Each run is `train.train` and `evaluate.evaluate_run` with the settings of grid.py. A run that has its row in
 results/MODEL/runs.csv is skipped; one that was stopped, in training or behind it, goes on where it stopped. One that fails
-is reported and the others go on. GPT-2's published sizes take the paper's learning rates, or those of results/MODEL/search.csv if that
-is there; for any other model they are searched first (search.py).
+is reported and the others go on. GPT-2's published sizes take the paper's learning rates, or those of
+results/MODEL/search.csv if that is there; for any other model they are searched first (search.py).
 """
 
 import argparse

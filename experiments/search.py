@@ -53,8 +53,8 @@ def search(results: Path, folder: Path, base: dict, max_steps: int = STEPS) -> d
             best = min(losses, key=lambda lr: losses[lr])
             run = runs[REPRESENTATIVE[family]]
             rows = [{
-                "family": family, "cell": run.cell.name, "data": data, "lr": f"{lr:g}", "steps": run.steps, "batch_size": run.settings.batch_size,
-                "valid_loss": number(losses[lr], 6), "chosen": "yes" if lr == best else "",
+                "family": family, "cell": run.cell.name, "data": data, "lr": f"{lr:g}", "steps": run.steps,
+                "batch_size": run.settings.batch_size, "valid_loss": number(losses[lr], 6), "chosen": "yes" if lr == best else "",
             } for lr in sorted(losses)]  # fmt: skip
             with alone_in(results):
                 write_rows(results / "search.csv", COLUMNS, read_rows(results / "search.csv") + rows)
