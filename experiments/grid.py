@@ -64,7 +64,9 @@ def grid(n_words: int) -> list[Cell]:
         for P in (5, 1, 3, 10, 20, 40)
     ]
     for mode, name in (("infix", "infix"), ("embedding", "embedding-only")):
-        cells += [Cell(f"{mode}{P}", f"{name}, P = {P}", {"mode": mode, "prefix_len": P}, mode) for P in (1, 10, 20)]
+        cells += [
+            Cell(f"{mode}{P}", f"{name}, P = {P}", {"mode": mode, "prefix_len": P}, mode, all_seeds=mode == "infix") for P in (1, 10, 20)
+        ]
     cells += [
         Cell("prefix5-direct", "prefix, P = 5, without the MLP", {"mode": "prefix", "prefix_len": 5, "no_reparam": True}, "direct"),
         Cell("init-random", "begins at random", {"mode": "prefix", "prefix_len": n_words}, "prefix"),
@@ -74,7 +76,7 @@ def grid(n_words: int) -> list[Cell]:
         for mode, own in (("prefix", {"init_text": WORDS}), ("finetune", {})):
             flags = {"mode": mode, "train_examples": n, "max_steps": LOW_DATA_STEPS[mode][n]} | own | LOW_DATA
             name = "fine-tune" if mode == "finetune" else mode
-            cells.append(Cell(f"low{n}-{mode}", f"{name}, {n} examples", flags, f"low-{mode}"))
+            cells.append(Cell(f"low{n}-{mode}", f"{name}, {n} examples", flags, f"low-{mode}", all_seeds=True))
     return cells
 
 
