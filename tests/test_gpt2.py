@@ -1,5 +1,6 @@
 """The model equals transformers' GPT-2, and its own shortcuts change nothing."""
 
+import copy
 import json
 import math
 from pathlib import Path
@@ -189,6 +190,20 @@ def test_the_loss_of_an_impossible_token_is_large_and_finite():
     assert loss.item() == pytest.approx(200) and x.grad.tolist() == [[1.0, -1.0]]
 
 
+def test_the_embeddings_gradient_is_dense_and_that_of_both_of_its_uses(model):
+    tokens, targets = torch.tensor([[3, 5, 3, 3, 9]]), torch.tensor([5, 3, 3, 9])
+    model = copy.deepcopy(model)
+    for _ in range(2):  # the second adds to what is there
+        model(tokens, at=torch.arange(4), targets=targets).backward()
+    own = model.wte.weight.grad
+    lookup, head = (model.wte.weight.detach().double().requires_grad_() for _ in range(2))
+    double = copy.deepcopy(model).double()
+    x = double.run(lookup[tokens] + double.wpe.weight[:5])
+    F.cross_entropy(x[0, :4] @ head.t(), targets, reduction="sum").backward()
+    assert own.layout == torch.strided and torch.allclose(own.double(), 2 * (lookup.grad + head.grad), atol=1e-5)
+    assert lookup.grad[3].abs().max() > 1e-3  # of a word that is there three times
+
+
 def test_dropout_acts_in_training_mode_only():
     model = lively(GPT2(GPT2Config(2, 2, 16, 16, 50), dropout=0.5))
     tokens = torch.arange(8).view(1, 8)
@@ -212,6 +227,7 @@ def test_dropout_drops_the_stated_share_and_scales_up_what_is_left(dtype):
         assert torch.equal(dropout(x, p, training=True), y), "the same seed, the same noise"
         (gradient,) = torch.autograd.grad(y.sum(), x)
         assert torch.equal(gradient == 0, y == 0)
+    assert (dropout(x, 1 - 1e-6, training=True) == 0).float().mean() > 0.999
     assert dropout(x, 0.0, training=True) is not None and torch.equal(dropout(x, 0.3, training=False), x)
 
 
