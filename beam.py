@@ -125,8 +125,7 @@ class BeamCache(KVCache):
         path[b, k, s]  =  does entry s lie on the way from the root of prompt b's tree to the leaf of its beam k?
 
     So no key or value is copied when beams change places, die or branch: only `path` changes. And a step's K tokens attend
-    as K queries of one sequence, with `path` for a mask. (Dead branches stay where they are. Cutting them off, which
-    copies the rest, gained 4 % of the time for texts of 100 tokens and nothing for texts of 30.)
+    as K queries of one sequence, with `path` for a mask. Dead branches stay where they are until they are a third of all (`prune`).
     """
 
     path: Tensor | None = None  # [B, K, S' + n K] booleans; None until the prompts are read
@@ -140,9 +139,24 @@ class BeamCache(KVCache):
         if B < len(self.path):
             self.select(going_on)
             self.path = self.path[going_on]
-        path = self.path.gather(1, beams[:, :, None].expand(-1, -1, self.length))  # [B, K, S' + (n - 1) K]
+        self.path = self.path.gather(1, beams[:, :, None].expand(-1, -1, self.length))  # [B, K, S' + (n - 1) K]
+        self.prune()
         leaves = torch.eye(K, dtype=torch.bool, device=beams.device).expand(B, K, K)
-        self.path = torch.cat([path, leaves], dim=2)
+        self.path = torch.cat([self.path, leaves], dim=2)
+
+    def prune(self) -> None:
+        """Cut off the dead branches, entries on no beam's path, where that shortens the longest tree by a third at least."""
+        alive = self.path.any(1)  # [B, S]
+        n = int(alive.sum(1).max())
+        if 3 * n > 2 * self.length:
+            return
+        kept = alive.byte().argsort(dim=1, descending=True, stable=True)[:, :n]  # [B, n], in their order; behind them dead ones
+        self.path = self.path.gather(2, kept[:, None].expand(-1, self.path.size(1), -1))
+        for memories in self.layers:
+            for memory in memories:  # [B, H, .., D]
+                index = kept[:, None, :, None].expand(-1, memory.size(1), -1, memory.size(3))
+                memory[:, :, :n] = memory.gather(2, index)
+        self.used = [n] * len(self.layers)
 
     def side_by_side(self, x: Tensor) -> Tensor:
         """[R, H, 1, D] -> [B, H, K, D]: a prompt's K rows of one token as one row of K tokens."""
@@ -198,10 +212,27 @@ def extend(logits: Tensor, scores: Tensor, K: int, banned: tuple[int, ...]) -> t
     few = logits.split(16 if logits.device.type == "cpu" else len(logits))
     log_z = torch.cat([rows.logsumexp(dim=-1, keepdim=True) for rows in few])  # [B * beams, 1]
     logits[:, list(banned)] = -torch.inf  # in place: they are not needed again
-    best, tokens = logits.topk(2 * K, dim=-1)  # [B * beams, 2 K]
+    best, tokens = largest(logits, 2 * K)  # [B * beams, 2 K]
     totals = (scores.view(-1, 1) + best - log_z).view(B, -1)  # [B, beams * 2 K]
     totals, order = totals.topk(2 * K, dim=-1)  # [B, 2 K]
     return totals, order // best.size(1), tokens.view(B, -1).gather(1, order)
+
+
+def largest(x: Tensor, n: int, width: int = 64) -> tuple[Tensor, Tensor]:
+    """(values, places) of the n largest numbers of each row of x [R, V], both [R, n], largest first: topk, on a CPU in half its time.
+
+    The n largest lie in the n groups of `width` neighbours whose maxima are largest, and maxima are found fast.
+    """
+    R, V = x.shape
+    G = V // width
+    if x.device.type != "cpu" or G < n:
+        return x.topk(n)
+    groups = x[:, : G * width].view(R, G, width).amax(2).topk(n).indices  # [R, n]
+    places = groups[:, :, None] * width + torch.arange(width)  # [R, n, width]
+    rest = torch.arange(G * width, V).expand(R, -1)  # fewer than a group, behind the last
+    places = torch.cat([places.flatten(1), rest], dim=1)
+    values, order = x.gather(1, places).topk(n)
+    return values, places.gather(1, order)
 
 
 def advance(search: Search, candidates, n: int, last: bool, end: int, K: int, norm: str) -> list[tuple[float, int, int]]:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from tiny import lively
 
-from beam import BeamCache, beam_search
+from beam import BeamCache, beam_search, largest
 from gpt2 import GPT2, GPT2Config
 from prefix import MODES
 
@@ -113,3 +113,41 @@ def test_in_bf16_the_shared_cache_is_as_near_to_fp32_as_reading_anew():
         shared = model(tokens, cache=cache, positions=torch.full((4, 1), 12))[:, 0]
     assert cache.layers[0][0].dtype == torch.bfloat16 and shared.dtype == torch.float32
     assert (shared - exact).abs().max() < 2 * (anew - exact).abs().max()
+
+
+@torch.no_grad()
+def test_dead_branches_are_cut_off_and_what_is_left_says_the_same():
+    """All beams descend from the first again and again: of 8 entries a step one stays alive."""
+    model, prompts, lengths = make("prefix", 5), random_prompts((5, 9), 4), [5, 9]
+    cache, steps = BeamCache(room=8 * 12), 12
+    model(torch.tensor([prompt + [END] * (9 - len(prompt)) for prompt in prompts]), cache=cache)
+    real, texts = torch.ones(2, cache.length, dtype=torch.bool), [[], []]
+    real[0, 4 + 5 :] = False
+    for step in range(steps):
+        tokens = torch.arange(8) + torch.tensor([[step], [2 * step + 1]])  # [2, 8]; the first beam's goes on
+        tokens %= END
+        cache.branch(torch.tensor([0, 1]), torch.zeros(2, 8, dtype=torch.long))
+        assert cache.length <= 4 + 9 + step * 8  # (the leaves come with the model's call)
+        mask = torch.cat([real.repeat_interleave(8, 0), torch.ones(16, step + 1, dtype=torch.bool)], dim=1)[:, None, None]
+        positions = torch.tensor([[n + step] for n in lengths]).repeat_interleave(8, 0)
+        found = model(tokens.view(16, 1), cache=cache, positions=positions, mask=mask)[:, 0].unflatten(0, (2, 8))
+        for b in range(2):
+            anew = [model(torch.tensor([prompts[b] + texts[b] + [int(t)]]))[0, -1] for t in tokens[b]]
+            torch.testing.assert_close(found[b], torch.stack(anew), atol=1e-4, rtol=0)
+            texts[b].append(int(tokens[b, 0]))
+    assert cache.length < 1.5 * (4 + 9 + steps) + 8 < 4 + 9 + 8 * steps  # a third of the alive, and the last leaves
+
+
+def test_the_largest_are_those_that_topk_finds():
+    generator = torch.Generator().manual_seed(0)
+    for R, V, n in ((7, 50257, 10), (3, 1000, 12), (2, 640, 10), (4, 639, 10), (1, 64, 1), (5, 23, 4)):
+        x = torch.randn(R, V, generator=generator)
+        x[:, ::3] = -torch.inf
+        values, places = largest(x, n)
+        expected = x.topk(n)
+        assert torch.equal(values, expected.values) and torch.equal(places, expected.indices)
+    ends = torch.zeros(1, 6500)
+    ends[0, [0, 63, 64, 6463, 6464, 6499]] = torch.tensor([1.0, 2, 3, 4, 5, 6])  # where groups begin and end, and behind the last
+    assert largest(ends, 6)[1].tolist() == [[6499, 6464, 6463, 64, 63, 0]]
+    equal = largest(torch.ones(2, 6500), 5)  # of equals any, but none twice
+    assert equal[0].tolist() == [[1] * 5] * 2 and all(len(set(row)) == 5 for row in equal[1].tolist())
