@@ -223,18 +223,30 @@ def autocast(settings: Settings):
 
 
 def keep_freed_memory() -> None:
-    """Have the C library keep large blocks that are freed, for what is allocated next (glibc; elsewhere nothing happens).
+    """Have the C library keep large blocks that are freed, for what is allocated next, in large pages (glibc; elsewhere nothing happens).
 
     For a whole process, so a program calls it where it begins. The C library would give each back to the system and get it
-    again as zeroed pages: fine-tuning GPT-2's smallest asked for 190,000 pages anew in every step, an eighth of its time.
+    again as zeroed pages: fine-tuning GPT-2's smallest asked for 190,000 pages anew in every step, an eighth of its time. And
+    looking up where a page of 4 kB lies takes a few hundredths of a step's time, which pages of 2 MB save.
     """
     try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):  # another C library, another system
+        libc = ctypes.CDLL(None)
+        mallopt, malloc, free, madvise = libc.mallopt, libc.malloc, libc.free, libc.madvise
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, TypeError, ValueError):  # another C library, another system
         return
     M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
     mallopt(M_TRIM_THRESHOLD, -1)  # never trim
     mallopt(M_MMAP_MAX, 0)  # no block of a mapping of its own, which ends when it is freed
+    # What is allocated from now on comes out of this block, which is mere addresses until something is written there. Then
+    # Linux gives large pages, if it may.
+    malloc.argtypes, malloc.restype, free.argtypes = [ctypes.c_size_t], ctypes.c_void_p, [ctypes.c_void_p]
+    madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    MADV_HUGEPAGE, page = 14, 2**21  # mman.h
+    size = memory // 2 // page * page
+    if block := malloc(size):
+        madvise(-(-block // page) * page, size - page, MADV_HUGEPAGE)  # from the next multiple of a page on
+        free(block)
 
 
 def describe_machine(settings: Settings) -> dict[str, str]:

@@ -4,13 +4,14 @@
     python benchmarks/decoding.py --dtype fp32       in single precision
     python benchmarks/decoding.py --scaling          how cost grows too: with beam_size and batch_size
     python benchmarks/decoding.py --long             all 630 tables in each round
+    python benchmarks/decoding.py --batch_size 64    in larger batches
 
 Ours is `beam.beam_search` on a finished run, as evaluate.py loads it. The peer is GPT2LMHeadModel.generate(num_beams=5), with a
 prefix inside peft's PrefixTuningConfig, prompts padded on the left with an attention mask, in bf16 the whole model (which is faster
 than autocast).
 
-Equal on both sides: the weights (random: with forced length, speed does not depend on them), the prompts, in batches of 16 in
-order of length, beam 5, and 30 new tokens for each, neither more nor less (ours bans the end token, the peer has min_new_tokens):
+Equal on both sides: the weights (random: with forced length, speed does not depend on them), the prompts, in batches, of 16 if nothing
+else is said, in order of length, beam 5, and 30 new tokens for each, neither more nor less (ours bans the end token, the peer has min_new_tokens):
 about as many as E2E's sentences have. So in fp32 the texts are equal too; how many of them are is printed.
 
 Different: in bf16 ours rounds only the factors of the logits, and sums and keeps them in fp32 (beams would tie); the peer rounds them too.
@@ -58,7 +59,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="auto", choices=("auto", "bf16", "fp32"), help="(default: bf16 where the hardware has it)")
     parser.add_argument("--device", default="auto", help="cpu, cuda (default: cuda where there is one)")
     parser.add_argument("--rounds", type=int, default=3, help="rounds of each contender (default: 3)")
-    parser.add_argument("--sentences", type=int, help="tables a round (default: 32)")
+    parser.add_argument("--sentences", type=int, help="tables a round (default: 32, and at least a batch)")
     parser.add_argument("--single", type=int, help="tables a round one at a time; 0: leave this out (default: 4)")
     parser.add_argument("--long", action="store_true", help=f"all {TABLES} tables a round, 32 of them one at a time")
     parser.add_argument("--beam_size", type=int, default=5, help="(default: 5)")
@@ -69,7 +70,7 @@ def main() -> None:
     parser.add_argument("--scaling", action="store_true", help="also: how cost grows (ours, with a prefix)")
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "decoding.json", help="(default: results/decoding.json)")
     given = parser.parse_args()
-    given.sentences = given.sentences if given.sentences is not None else (TABLES if given.long else 32)
+    given.sentences = given.sentences if given.sentences is not None else (TABLES if given.long else max(32, given.batch_size))
     given.single = given.single if given.single is not None else (32 if given.long else 4)
     if min(given.rounds, given.sentences, given.beam_size, given.batch_size, given.new_tokens) < 1 or given.single < 0:
         raise InputError("--rounds, --sentences, --beam_size, --batch_size and --new_tokens must be at least 1, --single at least 0")

@@ -16,7 +16,7 @@ embeddings of width C. So the losses are equal too; those of the first batch are
 
 Different: peft runs this MLP once for each sentence of a batch, and in bf16, we run it once, in fp32; transformers computes logits
 for all tokens, we for the scored ones; under autocast it rounds frozen weights to bf16 anew in each step, we keep them so; ours has
-the C library keep freed memory, as train.py does (`settings.keep_freed_memory`), the peer runs as it comes.
+the C library keep freed memory in large pages, as train.py does (`settings.keep_freed_memory`), the peer runs as it comes.
 
 Each contender is a process of its own, and they train in turn: `--warm_up` steps that are not timed (on a CPU a
 kernel is compiled for each shape that is new, and a real run has met nearly all of its shapes early), then `--rounds` rounds of
@@ -57,7 +57,7 @@ def main() -> None:
     parser.add_argument("--device", default="auto", help="cpu, cuda (default: cuda where there is one)")
     parser.add_argument("--rounds", type=int, help="rounds of each contender (default: 5)")
     parser.add_argument("--steps", type=int, help="steps a round (default: 6)")
-    parser.add_argument("--warm_up", type=int, default=12, help="steps of each contender before that (default: 12)")
+    parser.add_argument("--warm_up", type=int, default=12, help="steps of each contender before the rounds, not timed (default: 12)")
     parser.add_argument("--long", action="store_true", help="15 rounds of 20 steps")
     parser.add_argument("--batch_size", type=int, default=10, help="examples a step (default: 10)")
     parser.add_argument("--prefix_len", type=int, default=5, help="positions of the prefix (default: 5)")

@@ -403,6 +403,27 @@ print(faults() - before)
     assert int(ended.stdout) < 3 * 16_384
 
 
+LARGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc" or not LARGE_PAGES.exists() or "[never]" in LARGE_PAGES.read_text(),
+                    reason="no large pages here")  # fmt: skip
+def test_what_is_allocated_lies_in_large_pages_and_what_is_not_written_takes_no_memory():
+    code = """
+import torch
+from settings import keep_freed_memory
+def kilobytes(name): return next(int(line.split()[1]) for line in open("/proc/self/smaps_rollup") if line.startswith(name))
+before = kilobytes("Rss:")
+keep_freed_memory()
+print(kilobytes("Rss:") - before)
+x = torch.ones(50_000_000)
+print(kilobytes("Rss:") - before, kilobytes("AnonHugePages:"))
+"""
+    ended = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], capture_output=True, text=True, check=True)
+    reserved, written, large = map(int, ended.stdout.split())
+    assert reserved < 10_000 and 195_000 < written < 215_000 and large > 100_000  # (the system may be short of large pages)
+
+
 def test_pieces_of_a_batch_are_as_small_as_asked(settings, monkeypatch):
     sizes = []
     monkeypatch.setattr(train_module, "batch_loss", lambda model, batch: sizes.append(len(batch.tokens)) or batch_loss(model, batch))
