@@ -124,12 +124,14 @@ class BeamCache(KVCache):
 
         path[b, k, s]  =  does entry s lie on the way from the root of prompt b's tree to the leaf of its beam k?
 
-    So no key or value is copied when beams change places, die or branch: only `path` changes. And a step's K tokens attend
-    as K queries of one sequence, with `path` for a mask. Dead branches stay where they are until they are a third of all (`prune`).
+    So no key or value is copied when beams change places or branch: only `path` changes. And a step's K tokens attend as K
+    queries of one sequence, with `path` for a mask. Dead branches stay where they are until they are too many (`prune`).
+
+    Shapes: S entries of a tree, at most S' + n K after n steps.
     """
 
-    path: Tensor | None = None  # [B, K, S' + n K] booleans; None until the prompts are read
-    hidden: Tensor | None = None  # [B, 1, K, S' + n K], what is added to the scores: 0 on the path, -inf elsewhere
+    path: Tensor | None = None  # [B, K, S] booleans; None until the prompts are read
+    hidden: Tensor | None = None  # [B, 1, K, S], what is added to the scores: 0 on the path, -inf elsewhere
 
     def branch(self, going_on: Tensor, beams: Tensor) -> None:
         """Before a step: keep these prompts [B], and let these beams of each [B, K], repeats allowed, read a token more."""
@@ -139,13 +141,16 @@ class BeamCache(KVCache):
         if B < len(self.path):
             self.select(going_on)
             self.path = self.path[going_on]
-        self.path = self.path.gather(1, beams[:, :, None].expand(-1, -1, self.length))  # [B, K, S' + (n - 1) K]
+        self.path = self.path.gather(1, beams[:, :, None].expand(-1, -1, self.length))  # [B, K, S - K]
         self.prune()
         leaves = torch.eye(K, dtype=torch.bool, device=beams.device).expand(B, K, K)
         self.path = torch.cat([self.path, leaves], dim=2)
 
     def prune(self) -> None:
-        """Cut off the dead branches, entries on no beam's path, where that shortens the longest tree by a third at least."""
+        """Cut off the dead branches, the entries on no beam's path, if no tree has more than two thirds of its entries alive.
+
+        Each beam's own entries, S' + n in number, stay and stay in order, so `mask` fits them as before.
+        """
         alive = self.path.any(1)  # [B, S]
         n = int(alive.sum(1).max())
         if 3 * n > 2 * self.length:
@@ -169,7 +174,7 @@ class BeamCache(KVCache):
         if layer == 0:  # once for all layers. The mask speaks of a beam's own entries, in their order
             seen = self.path if mask is None else self.path.masked_scatter(self.path, mask)
             self.hidden = torch.zeros_like(seen, dtype=q.dtype).masked_fill(~seen, -torch.inf).unsqueeze(1)
-        k, v = super().append(layer, self.side_by_side(k), self.side_by_side(v))  # each [B, H, S' + n K, D]
+        k, v = super().append(layer, self.side_by_side(k), self.side_by_side(v))  # each [B, H, S, D]
         y = F.scaled_dot_product_attention(self.side_by_side(q), k, v, attn_mask=self.hidden)  # [B, H, K, D]
         return y.transpose(1, 2).flatten(0, 1).unsqueeze(2)
 
@@ -177,7 +182,7 @@ class BeamCache(KVCache):
         """For a model that does not call `attend`: each beam's own keys and values, copied together, [R, H, S' + n, D]."""
         if self.path is None:
             return super().append(layer, k, v)
-        k, v = super().append(layer, self.side_by_side(k), self.side_by_side(v))  # each [B, H, S' + n K, D]
+        k, v = super().append(layer, self.side_by_side(k), self.side_by_side(v))  # each [B, H, S, D]
         b, _, s = self.path.nonzero(as_tuple=True)  # each [R * (S' + n)], beam after beam
         R = self.path.size(0) * self.path.size(1)
         return k[b, :, s].unflatten(0, (R, -1)).transpose(1, 2), v[b, :, s].unflatten(0, (R, -1)).transpose(1, 2)

@@ -10,11 +10,12 @@ Ours is `beam.beam_search` on a finished run, as evaluate.py loads it. The peer 
 prefix inside peft's PrefixTuningConfig, prompts padded on the left with an attention mask, in bf16 the whole model (which is faster
 than autocast).
 
-Equal on both sides: the weights (random: with forced length, speed does not depend on them), the prompts, in batches, of 16 if nothing
-else is said, in order of length, beam 5, and 30 new tokens for each, neither more nor less (ours bans the end token, the peer has min_new_tokens):
-about as many as E2E's sentences have. So in fp32 the texts are equal too; how many of them are is printed.
+Equal on both sides: the weights (random: with forced length, speed does not depend on them), the prompts, in batches of 16 (or
+--batch_size) in order of length, beam 5, and 30 new tokens for each, neither more nor less (ours bans the end token, the peer has
+min_new_tokens): about as many as E2E's sentences have. So in fp32 the texts are equal too; how many of them are is printed.
 
 Different: in bf16 ours rounds only the factors of the logits, and sums and keeps them in fp32 (beams would tie); the peer rounds them too.
+Ours has the C library keep freed memory in large pages, as evaluate.py does (`settings.keep_freed_memory`), the peer runs as it comes.
 
 One at a time, in fp32, is how the paper's code decodes: the same with batches of one, ours and the peer's.
 
@@ -80,6 +81,7 @@ def main() -> None:
     settings = {mode: settings_of(given, mode) for mode in {**dict.fromkeys(given.modes), **({"prefix": None} if given.scaling else {})}}
     first = settings[given.modes[0]]
     prompts = make_prompts(given, first)
+    given.sentences = min(given.sentences, len(prompts))
     report = describe("decoding.py", first, given.data)
     report |= {name: getattr(given, name) for name in ("rounds", "sentences", "single", "beam_size", "batch_size", "new_tokens")}
     show_head(report, f"beam {given.beam_size}, {given.new_tokens} new tokens, {given.rounds} rounds of {given.sentences} tables, in turn")

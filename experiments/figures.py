@@ -25,18 +25,21 @@ Cells = dict[str, Summary]
 
 
 def draw_all(results: Path, cells: Cells) -> list[Path]:
-    """Draw what the results have the runs for; returns the files."""
+    """Draw what the results have the runs for, and remove what they no longer have them for; returns the files."""
     figures = {"length": length, "modes": modes, "loss": loss, "time": time, "low_data": low_data}
     written = []
     with matplotlib.rc_context({**matplotlib.rcParamsDefault, **STYLE, "backend": "agg"}):
         for name, draw in figures.items():
-            figure = draw(results, cells)
-            if figure is not None:
-                path = results / "figures" / name
-                path.parent.mkdir(parents=True, exist_ok=True)
-                figure.savefig(path.with_suffix(".svg"), metadata={"Date": None, "Creator": None})
-                figure.savefig(path.with_suffix(".png"), metadata={"Software": None})
-                written += [path.with_suffix(".svg"), path.with_suffix(".png")]
+            figure, path = draw(results, cells), results / "figures" / name
+            svg, png = path.with_suffix(".svg"), path.with_suffix(".png")
+            if figure is None:
+                svg.unlink(missing_ok=True)
+                png.unlink(missing_ok=True)
+                continue
+            path.parent.mkdir(parents=True, exist_ok=True)
+            figure.savefig(svg, metadata={"Date": None, "Creator": None})
+            figure.savefig(png, metadata={"Software": None})
+            written += [svg, png]
     return written
 
 
@@ -57,7 +60,7 @@ def bleu(cell: Summary) -> tuple[float, float]:
 
 
 def length(results: Path, cells: Cells) -> Figure | None:
-    """BLEU by prefix length: prefix, infix, embedding-only; fine-tuning as a line; the poster's curve."""
+    """BLEU by prefix length: prefix, infix, embedding-only; fine-tuning as a line; the poster's curve. None for fewer than two lengths."""
     figure, (axes,) = new(7.5, 5.6)
     lengths = set()
     for mode, label, marker in (("prefix", "prefix", "o"), ("infix", "infix", "s"), ("embedding", "embedding-only", "^")):
@@ -66,7 +69,7 @@ def length(results: Path, cells: Cells) -> Figure | None:
             x, y, spread = zip(*points)
             lengths |= set(x)
             axes.errorbar(x, y, yerr=spread if any(spread) else None, marker=marker, color=COLOURS[mode], label=label)
-    if not lengths:
+    if len(lengths) < 2:
         return None
     if "finetune" in cells:
         y, spread = bleu(cells["finetune"])

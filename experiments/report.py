@@ -180,15 +180,13 @@ def put_into_readme(readme: Path, results: Path) -> None:
 
 
 def readme_problems(readme: str, root: Path) -> list[str]:
-    """Where README's tables and the results in root/MODEL/runs.csv differ: [] if each is the other's."""
-    blocks = readme_blocks(readme)
-    missing = [model for model in blocks if not (root / model / "runs.csv").exists()]
-    problems = [f"README has a table of {model}, but {root / model} has no runs.csv" for model in missing]
-    for path in sorted(root.glob("*/runs.csv")):
-        model = path.parent.name
-        if model not in blocks:
-            problems.append(f"{path} is there, but README has no table of {model}")
-        elif blocks[model] != main_table(summarise(path.parent)):
+    """Where README's tables are not those of the results in root/MODEL/runs.csv: [] if all are."""
+    problems = []
+    for model, table in readme_blocks(readme).items():
+        path = root / model / "runs.csv"
+        if not path.exists():
+            problems.append(f"README has a table of {model}, but {root / model} has no runs.csv")
+        elif table != main_table(summarise(path.parent)):
             command = f"python experiments/report.py --results {path.parent} --readme README.md"
             problems.append(f"README's table of {model} is not that of {path}: {command}")
     return problems
