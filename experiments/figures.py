@@ -175,8 +175,9 @@ def low_data(results: Path, cells: Cells) -> Figure | None:
     if not any(f"low{n}-{mode}" in cells for n in sizes for mode in ("prefix", "finetune")):
         return None
     figure, (axes,) = new(7, 5)
-    for mode, label, marker in (("prefix", "prefix, begins as words", "o"), ("finetune", "fine-tune", "D")):
-        points = [(n, *bleu(cells[f"low{n}-{mode}"])) for n in sizes if f"low{n}-{mode}" in cells]
+    # a little aside of each other, so that the spreads can be told apart
+    for mode, label, marker, aside in (("prefix", "prefix, begins as words", "o", 0.98), ("finetune", "fine-tune", "D", 1.02)):
+        points = [(aside * n, *bleu(cells[f"low{n}-{mode}"])) for n in sizes if f"low{n}-{mode}" in cells]
         if points:
             x, y, spread = zip(*points)
             axes.errorbar(x, y, yerr=spread if any(spread) else None, marker=marker, color=COLOURS[mode], label=label)
