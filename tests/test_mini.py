@@ -162,7 +162,7 @@ def test_it_lowers_the_loss_and_prints_sentences_and_scores(fresh):
     assert re.search(r"this run: \S+ +\d", fresh.printed) and fresh.printed.count("  output ") == 3
 
 
-PREFIX_BLEU_AT_LEAST = 0.30  # measured: 0.489 with the default seed; 0.444, 0.448, 0.396 and 0.457 with seeds 1 to 4
+PREFIX_BLEU_AT_LEAST = 0.30  # measured: 0.468 with the default seed; 0.443, 0.492, 0.446 and 0.511 with seeds 1 to 4
 
 
 def test_it_scores_well_above_the_untuned_model(fresh):
