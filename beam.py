@@ -224,9 +224,10 @@ def extend(logits: Tensor, scores: Tensor, K: int, banned: tuple[int, ...]) -> t
 
 
 def largest(x: Tensor, n: int, width: int = 64) -> tuple[Tensor, Tensor]:
-    """(values, places) of the n largest numbers of each row of x [R, V], both [R, n], largest first: topk, on a CPU in half its time.
+    """(values, places) of the n largest numbers of each row of x [R, V], both [R, n], largest first: topk, faster on a CPU.
 
-    The n largest lie in the n groups of `width` neighbours whose maxima are largest, and maxima are found fast.
+    The n largest lie in the n groups of `width` neighbours whose maxima are largest, and maxima are found fast. (Of equal numbers
+    it may find others than topk.)
     """
     R, V = x.shape
     G = V // width

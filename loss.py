@@ -55,7 +55,7 @@ class SummedLoss(torch.autograd.Function):
 def rounded(weight: Tensor, dtype: torch.dtype) -> Tensor:
     """W in another precision, with rows of zeros behind its own, [V', C], where V' is a multiple of 32; in its own precision W itself.
 
-    GPT-2's 50,257 is an awkward number: products with 50,272 rows take a quarter less time.
+    GPT-2's 50,257 is an awkward number: products with 50,272 rows take less time.
     """
     if weight.dtype == dtype:
         return weight

@@ -242,9 +242,9 @@ def keep_freed_memory() -> None:
 def use_large_pages(libc: ctypes.CDLL) -> None:
     """Have Linux give pages of 2 MB instead of 4 kB for what is allocated from now on, if it may.
 
-    Looking up where pages lie took 2 to 5 % of a training step. Half of the machine's memory is asked for at once and freed, so that
-    the C library takes from there what is asked for next. It is mere addresses until something is written to it.
-    Where addresses are limited, or all memory is written to when it is allocated, it is left alone.
+    The fewer pages there are, the less time it takes to look up where they lie, at every reading and writing. Half of the machine's
+    memory is asked for at once and freed, so that the C library takes from there what is asked for next; it is mere addresses until
+    something is written to it. Where addresses are limited, or all memory is written to when it is allocated, it is left alone.
     """
     try:
         import resource  # not on Windows

@@ -55,7 +55,7 @@ def adamw(parameters, settings: Settings) -> torch.optim.AdamW:
 
 
 def gradient_norm(parameters) -> torch.Tensor:
-    """sqrt(sum of g^2) over all gradients. Row by row, and then of the rows' norms: on a CPU half the time of whole matrices' norms."""
+    """sqrt(sum of g^2) over all gradients. Row by row, and then of the rows' norms: on a CPU faster than whole matrices' norms."""
     rows = [torch.linalg.vector_norm(parameter.grad, dim=-1).flatten() for parameter in parameters if parameter.grad is not None]
     return torch.linalg.vector_norm(torch.cat(rows))
 

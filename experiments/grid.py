@@ -63,7 +63,7 @@ def grid(n_words: int) -> list[Cell]:
         Cell(f"prefix{P}", f"prefix, P = {P}", {"mode": "prefix", "prefix_len": P}, "prefix", all_seeds=P == 5)
         for P in (5, 1, 3, 10, 20, 40)
     ]
-    for mode, name in (("infix", "infix"), ("embedding", "embedding-only")):
+    for mode, name in (("infix", "infix"), ("embedding", "embedding-only")):  # infix is near the prefix: seeds tell how near
         cells += [
             Cell(f"{mode}{P}", f"{name}, P = {P}", {"mode": mode, "prefix_len": P}, mode, all_seeds=mode == "infix") for P in (1, 10, 20)
         ]
@@ -72,7 +72,7 @@ def grid(n_words: int) -> list[Cell]:
         Cell("init-random", "begins at random", {"mode": "prefix", "prefix_len": n_words}, "prefix"),
         Cell("init-words", f"begins as “{WORDS}”", {"mode": "prefix", "init_text": WORDS}, "prefix"),
     ]
-    for n in (50, 100, 200, 500):
+    for n in (50, 100, 200, 500):  # which examples these are depends on the seed, and much on them
         for mode, own in (("prefix", {"init_text": WORDS}), ("finetune", {})):
             flags = {"mode": mode, "train_examples": n, "max_steps": LOW_DATA_STEPS[mode][n]} | own | LOW_DATA
             name = "fine-tune" if mode == "finetune" else mode

@@ -36,7 +36,7 @@ def decoded(folder: Path, norm: str, row: dict[str, str], device: str) -> tuple[
     ending = "" if norm == row["length_norm"] else f"-length_norm_{norm}"
     if not (folder / f"evaluation{ending}.json").exists():  # which is written last
         evaluate_run(folder, length_norm=norm, device=device, dtype=row["dtype"])
-    return json.loads(read_text(folder / f"scores{ending}.json")), (folder / f"outputs{ending}.txt").read_text(encoding="utf-8")
+    return json.loads(read_text(folder / f"scores{ending}.json")), read_text(folder / f"outputs{ending}.txt")
 
 
 def words_a_text(texts: str) -> float:

@@ -13,7 +13,7 @@ from e2e_data import group_references, load_split
 from experiments import grid, report, search
 from experiments.record import E2E, checker, read_rows, read_runs
 from experiments.slots import shares
-from experiments.summary import summarise
+from experiments.summary import relative_time, summarise
 from metrics import bleu, mteval, ngrams
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -116,6 +116,52 @@ def test_the_numbers_in_readmes_findings_are_those_of_the_results():
     stated = re.findall(r"(?<![\w.])\d+\.\d+(?![\w.])", findings)
     assert len(stated) > 10 and [number for number in stated if number not in known] == []
     assert "| prefix, P = 20 | 60.5 |" in (ROOT / "mini" / "README.md").read_text(encoding="utf-8")
+
+
+@each_model
+def test_the_findings_state_each_number_of_its_own_cell(results):
+    """The test before would not notice a number that belongs to another cell."""
+    cells, text = summarise(results), " ".join(SECTION.split())
+    mean = lambda name, column="BLEU": f"{100 * cells[name].mean(column):.1f}"  # noqa: E731
+    both = lambda names: ", ".join(report.score_text(cells[name], "BLEU") for name in names)  # noqa: E731
+    means = lambda names: ", ".join(map(mean, names))  # noqa: E731
+    low = {mode: [f"low{n}-{mode}" for n in (50, 100, 200, 500)] for mode in ("prefix", "finetune")}
+    norms = {(row["run"], row["length_norm"]): f"{100 * float(row['BLEU']):.1f}" for row in read_rows(results / "length_norm.csv")}
+    longer = results.with_name(f"{results.name}-5epochs")
+    (five,) = (f"{100 * float(row['BLEU']):.1f}" for row in read_rows(longer / "length_norm.csv") if row["length_norm"] == "output")
+    for statement in (
+        f"{means(f'prefix{P}' for P in (1, 3, 5, 10, 20, 40))} for P = 1, 3, 5, 10, 20, 40.",
+        f"{mean('prefix5')} against {mean('finetune')}, where",
+        f"({mean('prefix5', 'values_said')} % against {mean('finetune', 'values_said')} %)",
+        f"with all five epochs P = 5 reaches {100 * summarise(longer)['prefix5'].mean('BLEU'):.1f} (",
+        f"give {norms['prefix5-seed101', 'output']} for P = 5, {norms['prefix20-seed101', 'output']} for P = 20 and"
+        f" {norms['prefix40-seed101', 'output']} for P = 40, the one of five epochs {five}; fine-tuning gives"
+        f" {norms['finetune-seed101', 'output']} instead of {norms['finetune-seed101', 'total']} (",
+        f"{means(f'embedding{P}' for P in (1, 10, 20))} for P = 1, 10, 20, as",
+        f"{both(f'infix{P}' for P in (1, 10, 20))} against {means(f'prefix{P}' for P in (1, 10, 20))} for P = 1, 10, 20",
+        f"**Without the MLP** {mean('prefix5-direct')} instead of {mean('prefix5')},",
+        f"{mean('init-random')} at random, {mean('init-words')} from words",
+        f"give {both(low['finetune'])} with fine-tuning and {both(low['prefix'])} with a prefix",
+        f"a prefix step takes {relative_time(cells['prefix5'], cells):.2f} of a fine-tuning step",
+    ):
+        assert statement in text, statement
+
+
+@each_model
+def test_few_data_favour_fine_tuning_and_a_prefixs_loss_behaves_as_stated(results):
+    rows = read_runs(results)
+    for n in (50, 100, 200, 500):
+        for seed in grid.SEEDS:
+            assert float(rows[f"low{n}-finetune-seed{seed}"]["BLEU"]) > float(rows[f"low{n}-prefix-seed{seed}"]["BLEU"])
+            curve = read_rows(results / "curves" / f"low{n}-prefix-seed{seed}.csv")
+            *_, before, last = (float(line["valid_loss"]) for line in curve if line["valid_loss"])
+            assert (before - last > 0.01) == (n >= 200)  # nats a token, in the last fifth of the steps
+
+
+def test_the_hours_stated_for_gpt2_follow_from_the_measured_speeds():
+    contenders = json.loads((ROOT / "results" / "training.json").read_text(encoding="utf-8"))["contenders"]
+    hours = {name: 21_035 * 10 / contenders[f"{name}, ours"]["examples_per_s"] / 3600 for name in ("prefix", "finetune")}
+    assert 2.5 < hours["prefix"] < 3 and 5 < hours["finetune"] < 6, "nearly three, and between five and six"
 
 
 def bleu_of(outputs: list[str]) -> float:
