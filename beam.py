@@ -30,6 +30,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gpt2 import KVCache
+from packed import largest
 
 LENGTH_NORMS = ("total", "output", "none")
 
@@ -84,11 +85,11 @@ def beam_search(
     active = [Search(i, len(prompt), [[]]) for i, prompt in enumerate(prompts)]
     cache = BeamCache(room=K * max_new_tokens)
 
-    logits, visible = read_prompts(model, prompts, cache, end, device)  # [B, V], [B, S']
+    log_p, words, visible = read_prompts(model, prompts, cache, end, 2 * K, banned)  # [B, 2 K] twice, [B, S']
     scores = torch.zeros(len(prompts), 1, device=device)  # [B, beams so far: 1, later K]
     lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)  # [B]
     for n in range(1, max_new_tokens + 1):
-        best, beams, tokens = (x.tolist() for x in extend(logits, scores, K, banned))  # each [B][2 K]
+        best, beams, tokens = (x.tolist() for x in extend(log_p, words, scores))  # each [B][2 K]
         kept = []  # the K continuations of each prompt that goes on: (score, beam, token)
         going_on = []
         for b, search in enumerate(active):
@@ -111,7 +112,8 @@ def beam_search(
             produced = visible.new_ones(len(visible), n)
             mask = torch.cat([visible, produced], dim=1).repeat_interleave(K, 0)[:, None, None, :]  # [R, 1, 1, S' + n]
         positions = (lengths + n - 1).repeat_interleave(K)[:, None]  # [R, 1]
-        logits = model(tokens.view(-1, 1), cache=cache, positions=positions, mask=mask)[:, -1]  # [R, V]
+        inputs = {"cache": cache, "positions": positions, "mask": mask}
+        log_p, words = next_words(model, tokens.view(-1, 1), 2 * K, banned, **inputs)  # each [R, 2 K]
     return results
 
 
@@ -147,20 +149,21 @@ class BeamCache(KVCache):
         self.path = torch.cat([self.path, leaves], dim=2)
 
     def prune(self) -> None:
-        """Cut off the dead branches, the entries on no beam's path, if no tree has more than two thirds of its entries alive.
+        """Cut off the dead branches, the entries on no beam's path, if in every tree they are more than a fifth.
 
         Each beam's own entries, S' + n in number, stay and stay in order, so `mask` fits them as before.
         """
         alive = self.path.any(1)  # [B, S]
         n = int(alive.sum(1).max())
-        if 3 * n > 2 * self.length:
+        if 5 * n > 4 * self.length:
             return
         kept = alive.byte().argsort(dim=1, descending=True, stable=True)[:, :n]  # [B, n], in their order; behind them dead ones
         self.path = self.path.gather(2, kept[:, None].expand(-1, self.path.size(1), -1))
-        for memories in self.layers:
-            for memory in memories:  # [B, H, .., D]
-                index = kept[:, None, :, None].expand(-1, memory.size(1), -1, memory.size(3))
-                memory[:, :, :n] = memory.gather(2, index)
+        B, H, room, D = self.layers[0][0].shape
+        trees = torch.arange(B * H, device=kept.device).view(B, H, 1)
+        places = (trees * room + kept[:, None]).flatten()  # [B * H * n], among the B * H * room of a memory
+        for memory in (memory for memories in self.layers for memory in memories):
+            memory[:, :, :n] = memory.view(-1, D).index_select(0, places).view(B, H, n, D)
         self.used = [n] * len(self.layers)
 
     def side_by_side(self, x: Tensor) -> Tensor:
@@ -188,57 +191,49 @@ class BeamCache(KVCache):
         return k[b, :, s].unflatten(0, (R, -1)).transpose(1, 2), v[b, :, s].unflatten(0, (R, -1)).transpose(1, 2)
 
 
-def read_prompts(model, prompts: list[list[int]], cache: KVCache, pad: int, device) -> tuple[Tensor, Tensor]:
-    """Fill the cache; returns the next token's logits [B, V] and which cache entries are no padding [B, S'].
+def read_prompts(model, prompts: list[list[int]], cache: KVCache, pad: int, n: int, banned) -> tuple[Tensor, Tensor, Tensor]:
+    """Fill the cache; returns log p of the n best next words and their ids [B, n], and which cache entries are no padding [B, S'].
 
     S' = S + whatever stands in the cache beside the prompts (a prefix), which every token may see.
     """
-    S = max(len(prompt) for prompt in prompts)
+    S, device = max(len(prompt) for prompt in prompts), next(model.parameters()).device
     tokens = torch.tensor([prompt + [pad] * (S - len(prompt)) for prompt in prompts], device=device)  # [B, S]
     lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
     last = torch.arange(len(prompts), device=device) * S + lengths - 1  # the prompts' last tokens, among the B * S
-    logits = model(tokens, cache=cache, at=last)  # [B, V]
+    log_p, words = next_words(model, tokens, n, banned, cache=cache, at=last)  # each [B, n]
     visible = torch.ones(len(prompts), cache.length, dtype=torch.bool, device=device)
     visible[:, cache.length - S :] = torch.arange(S, device=device) < lengths[:, None]
-    return logits, visible
+    return log_p, words, visible
 
 
-def extend(logits: Tensor, scores: Tensor, K: int, banned: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
-    """The 2 K best continuations of each prompt: (scores, beams they extend, tokens), each [B, 2 K], best first.
-
-    Twice as many as go on, since up to K of them may end. The best 2 K of all are among the best
-    2 K of each beam, so the long list, K * V, is never made.
-    """
-    B, beams = scores.shape
-    if logits.size(-1) - len(banned) < 2 * K:
-        raise ValueError(f"a vocabulary of {logits.size(-1)} is too small for {K} beams: 2 for each are compared")
-    logits = logits.float()
+def next_words(model, tokens: Tensor, n: int, banned: tuple[int, ...], **inputs) -> tuple[Tensor, Tensor]:
+    """log p of the n = 2 K best next words of each row that the model gives for these inputs, and their ids: both [R, n], best first."""
+    two_rounds = getattr(model, "two_rounds", None)
+    found = model(tokens, **inputs, **({} if two_rounds is None else {"states": True})).flatten(0, -2)  # [R, V], or states [R, C]
+    V = found.size(1) if two_rounds is None else len(two_rounds.weight)
+    if V - len(banned) < n:
+        raise ValueError(f"a vocabulary of {V} is too small for {n // 2} beams: 2 for each are compared")
+    if two_rounds is not None:
+        return two_rounds(found, n, banned)
+    logits = found.float()
     # log p = logit - log z with z = sum exp(logits), on a CPU a few rows at a time, so that these stay in its cache.
     few = logits.split(16 if logits.device.type == "cpu" else len(logits))
-    log_z = torch.cat([rows.logsumexp(dim=-1, keepdim=True) for rows in few])  # [B * beams, 1]
+    log_z = torch.cat([rows.logsumexp(dim=-1, keepdim=True) for rows in few])  # [R, 1]
     logits[:, list(banned)] = -torch.inf  # in place: they are not needed again
-    best, tokens = largest(logits, 2 * K)  # [B * beams, 2 K]
-    totals = (scores.view(-1, 1) + best - log_z).view(B, -1)  # [B, beams * 2 K]
-    totals, order = totals.topk(2 * K, dim=-1)  # [B, 2 K]
-    return totals, order // best.size(1), tokens.view(B, -1).gather(1, order)
+    best, words = largest(logits, n)
+    return best - log_z, words
 
 
-def largest(x: Tensor, n: int, width: int = 64) -> tuple[Tensor, Tensor]:
-    """(values, places) of the n largest numbers of each row of x [R, V], both [R, n], largest first: topk, faster on a CPU.
+def extend(log_p: Tensor, words: Tensor, scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The 2 K best continuations of each prompt: (scores, beams they extend, words), each [B, 2 K], best first.
 
-    The n largest lie in the n groups of `width` neighbours whose maxima are largest, and maxima are found fast. (Of equal numbers
-    it may find others than topk.)
+    log_p, words  the 2 K best next words of each beam, [B * beams, 2 K]: among these are the best 2 K of all, so the long list,
+                  K * V, is never made. Twice as many as go on, since up to K of them may end
+    scores        of the beams, [B, beams]
     """
-    R, V = x.shape
-    G = V // width
-    if x.device.type != "cpu" or G < n:
-        return x.topk(n)
-    groups = x[:, : G * width].view(R, G, width).amax(2).topk(n).indices  # [R, n]
-    places = groups[:, :, None] * width + torch.arange(width)  # [R, n, width]
-    rest = torch.arange(G * width, V).expand(R, -1)  # fewer than a group, behind the last
-    places = torch.cat([places.flatten(1), rest], dim=1)
-    values, order = x.gather(1, places).topk(n)
-    return values, places.gather(1, order)
+    B, n = len(scores), log_p.size(1)
+    totals, order = (scores.view(-1, 1) + log_p).view(B, -1).topk(n, dim=-1)  # [B, 2 K], of beams * 2 K
+    return totals, order // n, words.view(B, -1).gather(1, order)
 
 
 def advance(search: Search, candidates, n: int, last: bool, end: int, K: int, norm: str) -> list[tuple[float, int, int]]:

@@ -22,6 +22,7 @@ from e2e_data import encode_prompt, find_split, group_references, linearise, loa
 from files import InputError, exit_on_input_error, write_whole
 from gpt2 import GPT2
 from metrics import read
+from packed import pack
 from runs import check_room, load_run, load_settings, to_json, write_json
 from settings import Settings, add_flags, autocast, describe_machine, keep_freed_memory
 
@@ -100,7 +101,7 @@ def evaluate_run(folder: str | Path, batch_size: int = 32, split: str = "test", 
     groups = group_references(load_split(settings.data, split))
     check_room(settings, model, list(groups), tokenizer)
     began = time.monotonic()
-    outputs = decode(model, tokenizer, list(groups), settings, batch_size, show=True)
+    outputs = decode(pack(model), tokenizer, list(groups), settings, batch_size, show=True)
     seconds = time.monotonic() - began
     scores = ranks.first_does(metrics.score, outputs, list(groups.values()))  # seconds, which sharing out would not shorten
     if ranks.rank() > 0:
@@ -136,7 +137,7 @@ def say_table(folder: str | Path, table: str, **changes) -> str:
         except ValueError as error:
             raise InputError(f"--table: {error}") from None
     check_room(settings, model, [table], tokenizer)
-    return decode(model, tokenizer, [table], settings)[0]
+    return decode(pack(model), tokenizer, [table], settings)[0]
 
 
 def score_files(

@@ -241,6 +241,7 @@ class GPT2(nn.Module):
         self.ln_f = nn.LayerNorm(config.n_embd, eps=1e-5)
         # wte once more, in bf16, where it is frozen: its 39 million numbers need not be rounded anew in each step (`loss.rounded`).
         self.register_buffer("head", None, persistent=False)
+        self.two_rounds = None  # a faster way from the last states to the best words (packed.py)
 
     def forward(
         self,
@@ -253,6 +254,7 @@ class GPT2(nn.Module):
         at: Tensor | None = None,
         real: Tensor | None = None,
         targets: Tensor | None = None,
+        states: bool = False,
     ) -> Tensor:
         """Logits of the next token, or the loss.
 
@@ -266,6 +268,7 @@ class GPT2(nn.Module):
         real       [N] indices, rising, of the tokens that are no padding; None: all of them. With it `at` is needed,
                    and there can be no cache
         targets    [M] the tokens that follow there
+        states     the last states, LayerNorm(x_L), in place of logits: C numbers instead of V
 
         Returns logits [B, T, V], or with `at` [M, V], in fp32 where no gradient is wanted (see `logits`);
         with `targets` the sum of - log p(target) in nats.
@@ -289,6 +292,8 @@ class GPT2(nn.Module):
         x = self.run(self.embed(tokens, positions), mask, cache, padded)  # [B, T, C], or [N, C]
         if at is not None:
             x = x.view(-1, x.size(-1)).index_select(0, at)  # [M, C]
+        if states:
+            return x
         return self.logits(x) if targets is None else self.loss(x, targets)
 
     def embed(self, tokens: Tensor, positions: Tensor) -> Tensor:

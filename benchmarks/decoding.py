@@ -42,6 +42,7 @@ from beam import beam_search
 from e2e_data import encode_prompt, group_references, load_split, load_tokenizer
 from files import InputError, exit_on_input_error
 from gpt2 import CONFIGS
+from packed import pack
 from prefix import load_prefix
 from runs import load_run, save_learned, start_model, trained_file, write_json
 from settings import Settings, autocast, keep_freed_memory
@@ -142,7 +143,8 @@ class Ours:
 
     def __init__(self, run: Path, device: str, dtype: str):
         keep_freed_memory()
-        self.settings, self.model = load_run(run, device=device, dtype=dtype)
+        self.settings, model = load_run(run, device=device, dtype=dtype)
+        self.model = pack(model)
 
     def decode(self, batches: list[list[list[int]]], beam_size: int, new_tokens: int) -> list[list[int]]:
         """A text for each prompt, as ids."""

@@ -18,7 +18,8 @@ from e2e_data import encode, group_references, load_split, load_tokenizer
 from evaluate import decode
 from experiments.grid import Run
 from experiments.record import machine_class
-from runs import start_model
+from packed import pack
+from runs import place, start_model
 from settings import Settings, describe_machine
 from train import adamw, update, validation_loss
 from weights import load_config
@@ -84,8 +85,10 @@ def measure(settings: Settings) -> Cost:
     per_validation = (time.monotonic() - began) * len(valid) / len(part)
 
     sources = list(group_references(load_split(settings.data, "test")))
+    if prefix is None:
+        place(model.requires_grad_(False), None, settings)  # as evaluation loads it
     began = time.monotonic()
-    decode(model, tokenizer, sources[:TIMED_TABLES], settings)
+    decode(pack(model), tokenizer, sources[:TIMED_TABLES], settings)
     return Cost(per_step, per_validation, (time.monotonic() - began) * len(sources) / len(sources[:TIMED_TABLES]))
 
 

@@ -17,6 +17,7 @@ import metrics
 from e2e_data import group_references, load_split, load_tokenizer
 from evaluate import SEARCHED, decode
 from files import write_whole
+from packed import pack
 from runs import check_room, place, write_json
 from settings import Settings, describe_machine
 from weights import load_gpt2
@@ -33,15 +34,16 @@ def zero_shot(settings: Settings, words: str = "") -> Path:
     given = [f"{words} {source}".strip() for source in groups]
     model = place(load_gpt2(settings.model, settings.weights).requires_grad_(False), None, settings).eval()
     check_room(settings, model, given, tokenizer)
+    n_weights = sum(p.numel() for p in model.parameters())
     print(f"untuned {settings.model}, {words or 'nothing'!r} in front: {len(given)} tables", flush=True)
     began = time.monotonic()
-    outputs = decode(model, tokenizer, given, settings, show=True)
+    outputs = decode(pack(model), tokenizer, given, settings, show=True)
     seconds = time.monotonic() - began
     with write_whole(folder / "outputs.txt") as file:
         file.writelines(text + "\n" for text in outputs)
     write_json(folder / "scores.json", metrics.score(outputs, list(groups.values())))
     write_json(folder / "summary.json", {
-        "parameters": {"gpt2": sum(p.numel() for p in model.parameters()), "trained": 0, "stored": 0}, "bytes_on_disk": 0, "steps": 0,
+        "parameters": {"gpt2": n_weights, "trained": 0, "stored": 0}, "bytes_on_disk": 0, "steps": 0,
         "training_examples": 0, "training_seconds": 0.0, "validation_seconds": 0.0, "machine": describe_machine(settings),
     })  # fmt: skip
     write_json(folder / "evaluation.json", {
