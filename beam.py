@@ -70,7 +70,7 @@ def beam_search(
 ) -> list[list[int]]:
     """The best continuation of each prompt, as token ids without the end token.
 
-    model   callable as GPT2.forward is: (tokens, cache, positions, mask, at) -> logits
+    model   callable as GPT2.forward is: (tokens, cache, positions, mask, at) -> logits; packed (packed.py), it is asked for states
     end     the token that ends a text
     banned  tokens never produced. Their probability is not given to the others, as in the paper's code
     Raises ValueError for an empty prompt, no beams, an unknown length_norm.

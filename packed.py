@@ -68,7 +68,7 @@ def packed_product(x: Tensor, W: Tensor, b: Tensor | None, activation: str = "no
 
 
 class Packed(nn.Module):
-    """A frozen `gpt2.Projection`, y = x W + b, or with `gelu` the gelu of it."""
+    """A frozen `gpt2.Projection`, y = x W + b, or with `gelu` the gelu of it. Raises RuntimeError where a gradient is wanted."""
 
     def __init__(self, projection, gelu: bool = False):
         super().__init__()
@@ -76,6 +76,8 @@ class Packed(nn.Module):
         self.activation = "gelu" if gelu else "none"
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.requires_grad and torch.is_grad_enabled():
+            raise RuntimeError("a packed model is for decoding alone: no gradient flows through it")
         y = packed_product(x.flatten(0, -2).to(torch.bfloat16), self.weight, self.bias, self.activation)  # [B * T, n_out]
         return y.view(*x.shape[:-1], -1)  # [B, T, n_out]
 

@@ -109,6 +109,14 @@ def test_packing_twice_is_packing_once():
     assert pack(model).two_rounds is rounds
 
 
+@needs_packing
+def test_a_packed_model_does_not_train():
+    model = pack(make(bf16))
+    MODES["prefix"](CONFIG, 4, mid_dim=0).attach(model)
+    with autocast(bf16), pytest.raises(RuntimeError, match="decoding alone"):
+        model(torch.tensor([[1, 2, 1000]]), at=torch.tensor([2]), targets=torch.tensor([5]))
+
+
 @pytest.mark.parametrize("error", [AttributeError("no such operator"), RuntimeError("bf16 is not for this processor")])
 def test_a_pytorch_without_packed_products_is_found_out(monkeypatch, error):
     def fail(*_):
