@@ -300,7 +300,7 @@ class Training:
         n_bytes, seconds = self.result.stat().st_size, self.counts["training_s"]
         write_json(self.folder / "summary.json", {
             "parameters": self.sizes(), "bytes_on_disk": n_bytes, "steps": self.steps, "training_examples": len(self.train_set),
-            "training_seconds": round(seconds, 1), "validation_seconds": round(self.counts["validation_s"], 1),
+            "training_seconds": round(seconds, 3), "validation_seconds": round(self.counts["validation_s"], 3),
             "examples_per_s": round(self.counts["examples"] / seconds, 2), "valid_loss": self.valid_loss, "best_valid_loss": self.best,
             "machine": describe_machine(self.settings),
         })  # fmt: skip
