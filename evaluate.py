@@ -60,7 +60,7 @@ def decode(
 ) -> list[str]:
     """A sentence for each source, in the sources' order, by beam search in batches of similar length.
 
-    batch_size    tables at a time. On two cores of a CPU, 32 took a sixth less time for a table than 16, and 64 another sixth
+    batch_size    tables at a time. On two cores of a CPU, 32 took a seventh less time for a table than 16, and 64 another seventh
     show          count the tables done, on a terminal
     Of several ranks each decodes every N-th batch, and gets all sentences.
     """

@@ -271,7 +271,7 @@ class GPT2(nn.Module):
         states     the last states, LayerNorm(x_L), in place of logits: C numbers instead of V
 
         Returns logits [B, T, V], or with `at` [M, V], in fp32 where no gradient is wanted (see `logits`);
-        with `targets` the sum of - log p(target) in nats.
+        with `targets` the sum of - log p(target) in nats; with `states` [B, T, C], or with `at` [M, C].
         Raises ValueError when the context is too short (of positions that are given, a GPU's are not looked at), and for
         `real` with a cache.
         """

@@ -3,7 +3,7 @@
 Decoding multiplies few rows (5 beams of 32 tables: 160) by all of GPT-2's weights, and does so again for each token.
 
 Packing. A processor's matrix unit reads a weight matrix in tiles. oneDNN, which multiplies matrices for PyTorch, lays it out in tiles
-for every product anew, and for few rows that takes about as long as the product itself. Weights that stay as they are can be laid
+for every product anew, which for few rows may take as long as the product itself. Weights that stay as they are can be laid
 out once (`Packed`); and gelu is applied to a product before it leaves the processor.
 
 Two rounds. Close candidates have to be told apart in fp32 (`GPT2.logits`), but packed products of bf16 numbers come out rounded to bf16,
@@ -14,8 +14,8 @@ to 8 binary digits. So a first round finds rough logits of all V words (`TwoRoun
 
     log p_v = exact_v - log z            z = the sum over all words of exp(exact_v), or exp(rough_v) where that is all there is
 
-The mean's share x . w is the same for all words, so that p does not change without it; and since it is most of a logit of GPT-2's, what is
-left is smaller and less of it is lost by rounding. The many words that have but rough logits matter only together, in z, where
+The mean's share x . w is the same for all words, so that p does not change without it; and where all logits lie far from zero, what is
+left of them is smaller, and rounding loses less of it. The many words that have but rough logits matter only together, in z, where
 their errors cancel.
 
 Shapes: R rows, C width, V vocabulary, V' >= V a multiple of 32, n words wanted, n' > n of the second round, G groups of words.
