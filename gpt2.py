@@ -18,6 +18,9 @@ Two things are here that a plain GPT-2 would not need:
   a third of GPT-2 small's arithmetic, and the loss needs it at half of the positions; a quarter of a batch of
   sentences of different lengths is padding.
 
+Products, dropout, the embedding's two uses and the padding are PyTorch's as far as the mathematics goes; `ops.py` computes
+them in less time.
+
 Parameters have the names and the shapes of the published checkpoints, so `weights.py` copies them
 key by key. Left out: everything that only pretraining at scale needs.
 
@@ -34,6 +37,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from loss import STEP, SummedLoss
+from ops import Padded, dropout, look_up, product
 
 
 @dataclass(frozen=True)
@@ -110,23 +114,6 @@ class KVCache:
             self.layers[layer] = tuple(memory[:n] for memory in memories)
 
 
-@dataclass
-class Padded:
-    """Where the tokens of a padded batch stand: everything but attention is computed for these N alone."""
-
-    B: int
-    T: int
-    real: Tensor  # [N] indices into the B * T places, rising
-
-    def spread(self, x: Tensor) -> Tensor:
-        """[N, C] -> [B, T, C], zeros where the padding is (no query that counts looks there)."""
-        return x.new_zeros(self.B * self.T, x.size(-1)).index_copy_(0, self.real, x).view(self.B, self.T, -1)
-
-    def collect(self, y: Tensor) -> Tensor:
-        """[B, T, C] -> [N, C]."""
-        return y.flatten(0, 1).index_select(0, self.real)
-
-
 class Projection(nn.Module):
     """y = x W + b, with W [n_in, n_out] the way round OpenAI stored it (nn.Linear keeps its transpose)."""
 
@@ -136,7 +123,7 @@ class Projection(nn.Module):
         self.bias = nn.Parameter(torch.zeros(n_out))
 
     def forward(self, x: Tensor) -> Tensor:
-        y = torch.addmm(self.bias, x.flatten(0, -2), self.weight)  # [B * T, n_out]
+        y = product(x.flatten(0, -2), self.weight, self.bias)  # [B * T, n_out]
         return y.view(*x.shape[:-1], -1)  # [B, T, n_out]
 
 
@@ -154,17 +141,12 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None, cache: KVCache | None, padded: Padded | None) -> Tensor:
         qkv = self.c_attn(x)  # [B, T, 3 C], or [N, 3 C]
-        if padded is not None:
-            qkv = padded.spread(qkv)  # [B, T, 3 C]
-        B, T, C = *qkv.shape[:2], x.size(-1)
-        q, k, v = qkv.split(C, dim=-1)  # each [B, T, C]
-        q, k, v = (t.view(B, T, self.n_head, -1).transpose(1, 2) for t in (q, k, v))  # each [B, H, T, D]
+        q, k, v = split_heads(qkv, self.n_head) if padded is None else padded.heads(qkv)  # each [B, H, T, D]
         if self.kv_hook is not None and (cache is None or self.layer == len(cache.layers)):
             k, v = self.kv_hook(k, v)  # [B, H, E + T, D]
         if cache is not None:
-            y = cache.attend(self.layer, q, k, v, mask)  # [B, H, T, D]
-            return self.c_proj(y.transpose(1, 2).reshape(B, T, C))
-        S = k.size(2)
+            return self.c_proj(join_heads(cache.attend(self.layer, q, k, v, mask)))  # [B, T, C]
+        T, S = q.size(2), k.size(2)
         scores = (q / math.sqrt(q.size(-1))) @ k.transpose(-2, -1)  # [B, H, T, S]
         if mask is None and T > 1:  # (one new token may see everything)
             mask = causal_mask(T, S, x.device)
@@ -172,22 +154,19 @@ class Attention(nn.Module):
             scores = scores + torch.zeros_like(mask, dtype=scores.dtype).masked_fill(~mask, -torch.inf)
         weights = dropout(F.softmax(scores, dim=-1), self.dropout, self.training)
         y = weights @ v  # [B, H, T, D]
-        y = y.transpose(1, 2).reshape(B, T, C)
-        y = self.c_proj(y if padded is None else padded.collect(y))
+        y = self.c_proj(join_heads(y) if padded is None else padded.tokens(y))  # [B, T, C], or [N, C]
         return dropout(y, self.dropout, self.training)
 
 
-def dropout(x: Tensor, p: float, training: bool) -> Tensor:
-    """F.dropout: zeros in the place of x with probability p (in steps of 2^-16 on a CPU), else x / (1 - p).
+def split_heads(qkv: Tensor, H: int) -> tuple[Tensor, Tensor, Tensor]:
+    """[B, T, 3 C] -> q, k, v, each [B, H, T, D]."""
+    q, k, v = qkv.chunk(3, dim=-1)  # each [B, T, C]
+    return tuple(t.unflatten(-1, (H, -1)).transpose(1, 2) for t in (q, k, v))
 
-    PyTorch draws 53 random bits for each element, on a CPU one after another in a single thread; 16 serve.
-    """
-    if not training or p == 0 or x.device.type != "cpu":
-        return F.dropout(x, p, training)
-    bits = torch.empty(x.numel() // 4 + 1, dtype=torch.int64).random_(-(2**63), None)
-    uniform = bits.view(torch.int16)[: x.numel()].view(x.shape)  # -2^15 .. 2^15 - 1
-    kept = uniform.ge_(min(round(p * 2**16), 2**16 - 1) - 2**15)  # 0 or 1, in place, as integers: slower as booleans
-    return x * kept.to(x.dtype).div_(1 - p)
+
+def join_heads(y: Tensor) -> Tensor:
+    """[B, H, T, D] -> [B, T, C], the heads side by side."""
+    return y.transpose(1, 2).flatten(2)
 
 
 def causal_mask(T: int, S: int, device=None) -> Tensor:
@@ -222,8 +201,11 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(config.n_embd, eps=1e-5)
         self.mlp = MLP(config, dropout)
 
-    def forward(self, x: Tensor, mask: Tensor | None, cache: KVCache | None, padded: Padded | None) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None, cache: KVCache | None, padded: Padded | None, at: Tensor | None = None) -> Tensor:
+        """x [B, T, C], or with `padded` [N, C] -> the same shape; with `at` these M of its rows only, [M, C]."""
         x = x + self.attn(self.ln_1(x), mask, cache, padded)
+        if at is not None:
+            x = x.flatten(0, -2).index_select(0, at)  # [M, C]
         return x + self.mlp(self.ln_2(x))
 
 
@@ -286,51 +268,60 @@ class GPT2(nn.Module):
                 raise ValueError("a cache holds whole rows: leave `real` out, or the cache")
             B, T = tokens.shape
             up = -T % STEP if mask is None else 0  # zeros behind the sequences, for attention
-            padded = Padded(B, T + up, real + real // T * up)
+            padded = Padded(B, T + up, self.config.n_head, real + real // T * up)
             positions = positions.expand(tokens.shape).flatten()[real]  # [N]
             tokens, at = tokens.flatten()[real], torch.searchsorted(real, at)  # [N], and places among the N
-        x = self.run(self.embed(tokens, positions), mask, cache, padded)  # [B, T, C], or [N, C]
-        if at is not None:
-            x = x.view(-1, x.size(-1)).index_select(0, at)  # [M, C]
+        x, vocabulary = self.embed(tokens, positions)  # [B, T, C], or [N, C], and [V, C]
+        x = self.run(x, mask, cache, padded, at)  # [B, T, C], or [M, C]
         if states:
             return x
-        return self.logits(x) if targets is None else self.loss(x, targets)
+        return self.logits(x, vocabulary) if targets is None else self.loss(x, targets, vocabulary)
 
-    def embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
-        """x_0 of tokens [B, T] at positions [T] or [B, T]: [B, T, C] (or of [N] tokens at [N] positions)."""
+    def embed(self, tokens: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """x_0 of tokens [B, T] at positions [T] or [B, T]: [B, T, C] (or of [N] tokens at [N] positions), and `wte` for its second use."""
         if positions.device.type == "cpu" and positions.max() >= self.config.n_positions:  # (a GPU would have to be waited for)
             raise ValueError(f"position {positions.max()} is outside of GPT-2's context of {self.config.n_positions}")
-        return dropout(self.wte(tokens) + self.wpe(positions), self.dropout, self.training)
+        words, vocabulary = look_up(self.wte.weight, tokens)
+        return dropout(words + self.wpe(positions), self.dropout, self.training), vocabulary
 
-    def run(self, x: Tensor, mask: Tensor | None = None, cache: KVCache | None = None, padded: Padded | None = None) -> Tensor:
-        """The layers: x_0 [B, T, C] -> LayerNorm(x_L) [B, T, C] (with `padded`: [N, C])."""
-        for block in self.h:
+    def run(
+        self, x: Tensor, mask: Tensor | None = None, cache: KVCache | None = None, padded: Padded | None = None, at: Tensor | None = None
+    ) -> Tensor:
+        """The layers: x_0 [B, T, C], or with `padded` [N, C] -> LayerNorm(x_L) of the same shape; with `at` these of its rows, [M, C].
+
+        Behind the last layer's attention a token has nothing to tell the others, so only the rows that are wanted go on.
+        """
+        for block in self.h[:-1]:
             x = block(x, mask, cache, padded)
-        return self.ln_f(x)
+        if at is None:
+            return self.ln_f(self.h[-1](x, mask, cache, padded))
+        M = len(at)
+        at = F.pad(at, (0, -M % STEP))  # (the first row some times more; see STEP)
+        return self.ln_f(self.h[-1](x, mask, cache, padded, at)[:M])
 
-    def logits(self, x: Tensor) -> Tensor:
-        """LayerNorm(x_L) wte^T: [.., C] -> [.., V].
+    def logits(self, x: Tensor, vocabulary: Tensor) -> Tensor:
+        """LayerNorm(x_L) wte^T: [.., C], [V, C] -> [.., V].
 
         Where no gradient is wanted (validation, decoding) always in fp32: GPT-2's logits lie far below zero, and bf16 has but
         8 significant bits, steps of 0.25 between -32 and -64; beams would tie. Under autocast only their factors are rounded.
         """
         if torch.is_grad_enabled():
-            return x @ self.wte.weight.t()
+            return x @ vocabulary.t()
         precision = torch.get_float32_matmul_precision()
         if torch.is_autocast_enabled(x.device.type):
             torch.set_float32_matmul_precision("medium")  # products of bf16 (on a GPU TF32) factors, sums in fp32
         try:
             with torch.autocast(x.device.type, enabled=False):
-                return x.float() @ self.wte.weight.float().t()
+                return x.float() @ vocabulary.float().t()
         finally:
             torch.set_float32_matmul_precision(precision)
 
-    def loss(self, x: Tensor, targets: Tensor) -> Tensor:
+    def loss(self, x: Tensor, targets: Tensor, vocabulary: Tensor) -> Tensor:
         """The sum of - log p of targets [M] given LayerNorm(x_L) [M, C], in nats."""
         if not torch.is_grad_enabled():  # some places at a time: a batch's logits are hundreds of megabytes
             parts = zip(x.split(256), targets.split(256))
-            return torch.stack([F.cross_entropy(self.logits(rows), y, reduction="sum") for rows, y in parts]).sum()
-        weight = self.wte.weight if self.head is None else self.head
+            return torch.stack([F.cross_entropy(self.logits(rows, vocabulary), y, reduction="sum") for rows, y in parts]).sum()
+        weight = vocabulary if self.head is None else self.head
         if torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
         return SummedLoss.apply(x, weight, targets, self.config.vocab_size)

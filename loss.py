@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ops import transposed
+
 # oneDNN, which multiplies matrices for PyTorch on CPUs, compiles a kernel for every shape that is new to it: a millisecond each,
 # as long as some products take. Batches of text all have shapes of their own, so lengths are rounded up, and few shapes are left.
 STEP = 16
@@ -48,7 +50,7 @@ class SummedLoss(torch.autograd.Function):
     def backward(ctx, grad: Tensor):
         x, weight, table = ctx.saved_tensors
         dx = grad * (table @ weight)[: ctx.M]
-        dW = None if x is None else (table.t() @ (grad * x))[: ctx.n_rows]
+        dW = None if x is None else (transposed(table) @ (grad * x))[: ctx.n_rows]  # (why transposed: ops.py)
         return dx, dW, None, None
 
 
