@@ -18,7 +18,7 @@ The mean's share x . w is the same for all words, so that p does not change with
 left of them is smaller, and rounding loses less of it. The many words that have but rough logits matter only together, in z, where
 their errors cancel.
 
-Shapes: R rows, C width, V vocabulary, V' >= V a multiple of 32, n words wanted, n' > n of the second round, G groups of words.
+Shapes: R rows, C width, V vocabulary, V' >= V a multiple of WIDTH, n words wanted, n' > n of the second round, G groups of words.
 """
 
 from functools import cache
@@ -88,43 +88,60 @@ class TwoRounds:
     def __init__(self, weight: Tensor):
         self.weight = weight.detach().float()  # W [V, C]
         self.mean = self.weight.mean(0)  # w [C]
-        self.packed = packed(F.pad(self.weight - self.mean, (0, 0, 0, -len(weight) % 32)))  # [V', C]
+        up = -len(weight) % WIDTH  # words that there are not, with logits of -inf
+        self.packed = packed(F.pad(self.weight - self.mean, (0, 0, 0, up)))  # [V', C]
+        self.bias = F.pad(torch.zeros(len(weight)), (0, up), value=-torch.inf).bfloat16()  # [V']
 
     def __call__(self, x: Tensor, n: int, banned: tuple[int, ...]) -> tuple[Tensor, Tensor]:
         """x [R, C], LayerNorm(x_L) -> log p of the n best words that are not banned, and their ids: both [R, n], best first."""
         with torch.autocast("cpu", enabled=False):
             x = x.float()
-            rough = packed_product(x.to(torch.bfloat16), self.packed, None)[:, : len(self.weight)]  # [R, V]
-            shared = (x @ self.mean)[:, None]  # [R, 1]
+            rough = packed_product(x.to(torch.bfloat16), self.packed, self.bias)  # [R, V']
             # A few rows at a time, so that they stay in the processor's cache.
-            found = [self.second_round(*some, n, banned) for some in zip(rough.split(16), x.split(16), shared.split(16))]
-        return torch.cat([log_p for log_p, _ in found]), torch.cat([words for _, words in found])
-
-    def second_round(self, rough: Tensor, x: Tensor, shared: Tensor, n: int, banned: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-        """What __call__ gives, for rows whose rough logits [R, V] are known. shared: x . w [R, 1]."""
-        logits = rough.float()
-        words = largest(logits, min(2 * n + len(banned), logits.size(1)))[1]  # [R, n']
-        exact = (F.embedding(words, self.weight) @ x[:, :, None]).squeeze(2) - shared  # [R, n']
-        top = exact.amax(1, keepdim=True)  # exp(logits - top) cannot overflow
-        z = logits.scatter_(1, words, exact).sub_(top).exp_().sum(1, keepdim=True)  # / exp(top)
-        exact.masked_fill_(torch.isin(words, words.new_tensor(banned)), -torch.inf)  # only now: z counts them
-        best, order = exact.topk(n)  # [R, n]
-        return best - top - z.log(), words.gather(1, order)
+            maxima, top, z = map(torch.cat, zip(*map(first_round, rough.split(8))))  # [R, G], [R, 1], [R, 1]
+            coarse, words = largest(rough, min(2 * n + len(banned), len(self.weight)), maxima)  # [R, n']
+            exact = (F.embedding(words, self.weight) @ x[:, :, None]).squeeze(2) - x @ self.mean[:, None]  # [R, n']
+            coarse, exact = coarse.float() - top, exact - top  # exp of these cannot overflow
+            others = (z - coarse.exp().sum(1, keepdim=True)).clamp(min=0)  # [R, 1], what z has from words of one round
+            log_z = torch.cat([exact, others.log()], dim=1).logsumexp(1, keepdim=True)  # [R, 1]
+            exact.masked_fill_(torch.isin(words, words.new_tensor(banned)), -torch.inf)  # only now: z counts them
+            best, order = exact.topk(n)  # [R, n]
+        return best - log_z, words.gather(1, order)
 
 
-def largest(x: Tensor, n: int, width: int = 64) -> tuple[Tensor, Tensor]:
+def first_round(rough: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Rough logits [R, V'] -> the largest of each group [R, G], and of all, top [R, 1]; the sum of exp(logit - top) [R, 1]."""
+    logits = rough.float()
+    maxima = group_maxima(logits)
+    top = maxima.amax(1, keepdim=True)
+    return maxima, top, logits.sub_(top).exp_().sum(1, keepdim=True)
+
+
+WIDTH = 64  # of a group of words
+
+
+def group_maxima(x: Tensor) -> Tensor:
+    """x [R, V] -> the largest of each whole group of neighbours, [R, V // WIDTH]."""
+    R, V = x.shape
+    G = V // WIDTH
+    return x[:, : G * WIDTH].view(R, G, WIDTH).amax(2)
+
+
+def largest(x: Tensor, n: int, maxima: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """(values, places) of the n largest numbers of each row of x [R, V], both [R, n], largest first: topk, faster on a CPU.
 
-    The n largest lie in the n groups of `width` neighbours whose maxima are largest, and maxima are found fast. (Of equal numbers
-    it may find others than topk.)
+    The n largest lie in the n groups whose maxima are largest, and maxima are found fast. (Of equal numbers it may find others
+    than topk.)
+
+    maxima  [R, V // WIDTH], where they are known already
     """
     R, V = x.shape
-    G = V // width
+    G = V // WIDTH
     if x.device.type != "cpu" or G < n:
         return x.topk(n)
-    groups = x[:, : G * width].view(R, G, width).amax(2).topk(n).indices  # [R, n]
-    places = groups[:, :, None] * width + torch.arange(width)  # [R, n, width]
-    rest = torch.arange(G * width, V).expand(R, -1)  # fewer than a group, behind the last
+    groups = (group_maxima(x) if maxima is None else maxima).topk(n).indices  # [R, n]
+    places = groups[:, :, None] * WIDTH + torch.arange(WIDTH)  # [R, n, WIDTH]
+    rest = torch.arange(G * WIDTH, V).expand(R, -1)  # fewer than a group, behind the last
     places = torch.cat([places.flatten(1), rest], dim=1)
     values, order = x.gather(1, places).topk(n)
     return values, places.gather(1, order)
