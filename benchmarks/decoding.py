@@ -5,14 +5,16 @@
     python benchmarks/decoding.py --scaling          how cost grows too: with beam_size and batch_size
     python benchmarks/decoding.py --long             all 630 tables in each round
     python benchmarks/decoding.py --batch_size 64    in larger batches
+    python benchmarks/decoding.py --batch_size 64 --peer_batch_size 16    each side in batches that suit it
 
 Ours is `beam.beam_search` on a finished run, as evaluate.py loads it. The peer is GPT2LMHeadModel.generate(num_beams=5), with a
 prefix inside peft's PrefixTuningConfig, prompts padded on the left with an attention mask, in bf16 the whole model (which is faster
 than autocast).
 
 Equal on both sides: the weights (random: with forced length, speed does not depend on them), the prompts, in batches of 32, as in
-evaluate.py (or --batch_size), in order of length, beam 5, and 30 new tokens for each, neither more nor less (ours bans the end token, the
-peer has min_new_tokens): about as many as E2E's sentences have. So in fp32 the texts are equal too; how many of them are is printed.
+evaluate.py (or --batch_size), in order of length, beam 5, and 30 new tokens for each, neither more nor less (ours bans the end
+token, the peer has min_new_tokens): about as many as E2E's sentences have. So in fp32 the texts are equal too; how many of them are
+is printed. Larger batches make ours faster and the peer slower: with --peer_batch_size each side gets what suits it.
 
 Different: in bf16 ours computes the logits of the best words in fp32 (beams would tie; packed.py); the peer rounds them all.
 Ours has the C library keep freed memory in large pages, as evaluate.py does (`settings.keep_freed_memory`), the peer runs as it comes.
@@ -66,6 +68,7 @@ def main() -> None:
     parser.add_argument("--long", action="store_true", help=f"all {TABLES} tables a round, 32 of them one at a time")
     parser.add_argument("--beam_size", type=int, default=5, help="(default: 5)")
     parser.add_argument("--batch_size", type=int, default=32, help="tables at a time (default: 32)")
+    parser.add_argument("--peer_batch_size", type=int, help="the peer's (default: the same)")
     parser.add_argument("--new_tokens", type=int, default=30, help="tokens of each text (default: 30)")
     parser.add_argument("--data", help="a folder with E2E's files (default: random tokens of the same lengths)")
     parser.add_argument("--alone", action="store_true", help="without the peer")
@@ -74,8 +77,10 @@ def main() -> None:
     given = parser.parse_args()
     given.sentences = given.sentences if given.sentences is not None else (TABLES if given.long else max(32, given.batch_size))
     given.single = given.single if given.single is not None else (32 if given.long else 4)
-    if min(given.rounds, given.sentences, given.beam_size, given.batch_size, given.new_tokens) < 1 or given.single < 0:
-        raise InputError("--rounds, --sentences, --beam_size, --batch_size and --new_tokens must be at least 1, --single at least 0")
+    given.peer_batch_size = given.peer_batch_size if given.peer_batch_size is not None else given.batch_size
+    counts = ("rounds", "sentences", "beam_size", "batch_size", "peer_batch_size", "new_tokens")
+    if min(getattr(given, name) for name in counts) < 1 or given.single < 0:
+        raise InputError(f"{', '.join(f'--{name}' for name in counts)} must be at least 1, --single at least 0")
     if not given.alone:
         check_peers()
 
@@ -84,7 +89,7 @@ def main() -> None:
     prompts = make_prompts(given, first)
     given.sentences = min(given.sentences, len(prompts))
     report = describe("decoding.py", first, given.data)
-    report |= {name: getattr(given, name) for name in ("rounds", "sentences", "single", "beam_size", "batch_size", "new_tokens")}
+    report |= {name: getattr(given, name) for name in ("rounds", "sentences", "single", *counts[2:])}
     show_head(report, f"beam {given.beam_size}, {given.new_tokens} new tokens, {given.rounds} rounds of {given.sentences} tables, in turn")
     with tempfile.TemporaryDirectory() as folder:
         runs = {mode: make_run(Path(folder) / mode, s) for mode, s in settings.items()}
@@ -192,12 +197,13 @@ def take_turns(runs: dict[str, Path], settings: Settings, prompts: list[list[int
     """A batch of one to warm up with, then the rounds. (name -> figures, name -> texts)."""
     sides = {"ours": Ours} if given.alone else {"ours": Ours, "peer": Peer}
     device, dtype = settings.device, settings.dtype
-    work = in_batches(prompts, given.sentences, given.batch_size)
+    size = {"ours": given.batch_size, "peer": given.peer_batch_size}
     contenders, batches = {}, {}
     for mode in given.modes:
         for side, make in sides.items():
             name = f"{mode}, {side}"
-            contenders[name], batches[name] = Contender(make, runs[mode], device, dtype, device=device), work
+            contenders[name] = Contender(make, runs[mode], device, dtype, device=device)
+            batches[name] = in_batches(prompts, given.sentences, size[side])
     for side, make in sides.items() if given.single else ():
         name = f"{given.modes[0]}, {side}, one at a time in fp32"
         contenders[name] = Contender(make, runs[given.modes[0]], device, "fp32", device=device)

@@ -18,9 +18,11 @@ import contenders  # noqa: E402 (found through the line above)
 import decoding  # noqa: E402
 import scorer  # noqa: E402
 import training  # noqa: E402
+import where_time_goes  # noqa: E402
 from files import InputError  # noqa: E402
 from settings import Settings  # noqa: E402
 from tiny import write_data, write_model  # noqa: E402
+from weights import load_config  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +131,24 @@ def test_training_alone_reports_how_cost_grows(small, tmp_path, monkeypatch, cap
     assert all(name in printed for name in ("prefix_len", "batch_size", "model"))
 
 
+def test_where_the_time_of_a_step_goes_adds_up(small, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "where.json"
+    flags = ("--model", str(small / "model"), "--dtype", "fp32", "--steps", "3", "--warm_up", "2", "--out", str(out))
+    monkeypatch.setattr(sys, "argv", ["benchmark", *flags])
+    where_time_goes.main()
+    modes = json.loads(out.read_text())["modes"]
+    assert list(modes) == ["prefix", "finetune"]
+    for found in modes.values():
+        assert sum(found["ms"].values()) == pytest.approx(found["ms_a_step_profiled"]) and min(found["ms"].values()) >= 0
+        assert all(found["ms"][kind] > 0 for kind in where_time_goes.KINDS), "each kind's operators go by these names"
+        assert found["tflop_per_s"] == pytest.approx(found["gflop_a_step"] / found["ms_a_step"])  # GFLOP/ms
+    # At least the layers' products, forward and for two gradients: 6 operations a weight and token, of ten examples with 57 tokens each.
+    config = load_config(str(small / "model"))
+    layers = 6 * 12 * config.n_layer * config.n_embd**2 * 570 / 1e9
+    assert 0.8 < modes["finetune"]["gflop_a_step"] / layers < 4
+    assert "TFLOP/s in products" in capsys.readouterr().out
+
+
 # ----------------------------------------------------------------------------- decoding
 
 
@@ -154,6 +174,19 @@ def test_one_at_a_time_is_compared_with_batches(small, tmp_path, monkeypatch):
         "finetune: ours / ours one at a time in fp32": ("finetune, ours", "finetune, ours, one at a time in fp32"),
     })  # fmt: skip
     assert report["same_texts"] == {"finetune": [6, 6], "finetune, one at a time in fp32": [2, 2]}
+
+
+def test_each_side_decodes_in_batches_of_its_own_size(small, tmp_path, monkeypatch):
+    out, sizes = tmp_path / "decoding.json", {}
+    for side in (decoding.Ours, decoding.Peer):
+        decode = side.decode
+        monkeypatch.setattr(side, "decode", lambda self, batches, *how, side=side, decode=decode: (
+            sizes.update({side.__name__: [len(prompts) for prompts in batches]}), decode(self, batches, *how))[1])  # fmt: skip
+    flags = ("--modes", "finetune", "--rounds", "1", "--sentences", "7", "--batch_size", "5", "--peer_batch_size", "3", "--single", "0")
+    run_here(monkeypatch, decoding, "--model", str(small / "model"), "--dtype", "fp32", "--new_tokens", "6", *flags, "--out", str(out))
+    report = json.loads(out.read_text())
+    assert sizes == {"Ours": [5, 2], "Peer": [3, 3, 1]} and (report["batch_size"], report["peer_batch_size"]) == (5, 3)
+    assert report["same_texts"] == {"finetune": [7, 7]}
 
 
 def test_decoding_alone_reports_how_cost_grows(small, tmp_path, monkeypatch, capsys):
@@ -254,15 +287,17 @@ def test_the_readmes_table_is_what_was_measured():
     """Every row of "How fast" is results/*.json, rounded."""
     text = (ROOT / "README.md").read_text(encoding="utf-8").split("## How fast\n")[1].split("\n## ")[0]
     stated = [[cell.strip() for cell in line.strip("|").split("|")[1:5]] for line in text.splitlines() if line.startswith("| ")][1:]
-    files = ("training", "decoding", "decoding-16", "decoding-64", "scorer")
-    trained, decoded, by_16, by_64, scored = (json.loads((ROOT / "results" / f"{name}.json").read_text()) for name in files)
-    assert [report["batch_size"] for report in (decoded, by_16, by_64)] == [32, 16, 64]
+    files = ("training", "decoding", "decoding-16", "decoding-64", "decoding-best", "scorer")
+    trained, decoded, by_16, by_64, best, scored = (json.loads((ROOT / "results" / f"{name}.json").read_text()) for name in files)
+    sizes = [(report["batch_size"], report["peer_batch_size"]) for report in (decoded, by_16, by_64, best)]
+    assert sizes == [(32, 32), (16, 16), (64, 64), (64, 16)]
     rows = []
     for report, key, names in (
         (trained, "examples_per_s", ("prefix: ours / peer", "finetune: ours / peer", "ours: prefix / finetune")),
         (decoded, "sentences_per_s", ("finetune: ours / peer", "prefix: ours / peer")),
         (by_16, "sentences_per_s", ("finetune: ours / peer",)),
         (by_64, "sentences_per_s", ("finetune: ours / peer", "finetune: ours / peer one at a time in fp32")),
+        (best, "sentences_per_s", ("finetune: ours / peer",)),
     ):
         for name in names:
             mode, ratio = name.split(":")[0], report["ratios"][name]
@@ -274,3 +309,23 @@ def test_the_readmes_table_is_what_was_measured():
                  f"{ours['megabytes'] / theirs['megabytes']:.2f}"])  # fmt: skip
     assert stated == rows
     assert all(report["machine"]["dtype"] == "bf16" and report["model"].startswith("gpt2,") for report in (trained, decoded, by_16, by_64))
+    for words, name in (("in prefix training", "prefix: ours / peer"), ("in fine-tuning", "finetune: ours / peer")):
+        ratio = trained["ratios"][name]
+        assert f"from {ratio['min']:.1f} to {ratio['max']:.1f} {words}" in " ".join(text.split())
+
+
+def test_the_shares_of_a_step_in_the_readme_are_what_was_measured():
+    text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split("Where a prefix step's time goes")[1].split("\n## ")[0].split())
+    found = json.loads((ROOT / "results" / "where_time_goes.json").read_text())["modes"]["prefix"]
+    share = {kind: f"{100 * ms / found['ms_a_step_profiled']:.0f} %" for kind, ms in found["ms"].items()}
+    own = share["attention's products"]
+    for statement in (
+        f"{share['products with weights']} into products with GPT-2's weights",
+        f"{own} into attention's own products",
+        f"{share['copies: casts, padding, heads']} into copies",
+        f"{share['gelu']} into gelu",
+        f"{share['softmax, of attention and over the vocabulary']} into softmax",
+        f"{found['gflop_a_step']:.0f} GFLOP in {found['ms_a_step']:.0f} ms, {found['tflop_per_s']:.2f} TFLOP/s.",
+        f"to {found['ms_a_step_profiled']:.0f} ms, and sees the products at {found['tflop_per_s_of_products']:.2f} TFLOP/s.",
+    ):
+        assert statement in text, statement
