@@ -320,7 +320,7 @@ def test_the_shares_of_a_step_in_the_readme_are_what_was_measured():
     share = {kind: f"{100 * ms / found['ms_a_step_profiled']:.0f} %" for kind, ms in found["ms"].items()}
     own = share["attention's products"]
     for statement in (
-        f"{share['products with weights']} into products with GPT-2's weights",
+        f"{share['products with weights']} into products with weights",
         f"{own} into attention's own products",
         f"{share['copies: casts, padding, heads']} into copies",
         f"{share['gelu']} into gelu",
