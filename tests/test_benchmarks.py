@@ -287,16 +287,18 @@ def test_the_readmes_table_is_what_was_measured():
     """Every row of "How fast" is results/*.json, rounded."""
     text = (ROOT / "README.md").read_text(encoding="utf-8").split("## How fast\n")[1].split("\n## ")[0]
     stated = [[cell.strip() for cell in line.strip("|").split("|")[1:5]] for line in text.splitlines() if line.startswith("| ")][1:]
-    files = ("training", "decoding", "decoding-16", "decoding-64", "decoding-best", "scorer")
-    trained, decoded, by_16, by_64, best, scored = (json.loads((ROOT / "results" / f"{name}.json").read_text()) for name in files)
-    sizes = [(report["batch_size"], report["peer_batch_size"]) for report in (decoded, by_16, by_64, best)]
-    assert sizes == [(32, 32), (16, 16), (64, 64), (64, 16)]
+    files = ("training", "decoding", "decoding-16", "decoding-64", "decoding-fp32", "decoding-best", "scorer")
+    trained, decoded, by_16, by_64, in_fp32, best, scored = (json.loads((ROOT / "results" / f"{name}.json").read_text()) for name in files)
+    sizes = [(report["batch_size"], report["peer_batch_size"]) for report in (decoded, by_16, by_64, in_fp32, best)]
+    assert sizes == [(32, 32), (16, 16), (64, 64), (32, 32), (64, 16)]
+    assert [report["machine"]["dtype"] for report in (trained, decoded, by_16, by_64, in_fp32, best)] == [*["bf16"] * 4, "fp32", "bf16"]
     rows = []
     for report, key, names in (
         (trained, "examples_per_s", ("prefix: ours / peer", "finetune: ours / peer", "ours: prefix / finetune")),
         (decoded, "sentences_per_s", ("finetune: ours / peer", "prefix: ours / peer")),
         (by_16, "sentences_per_s", ("finetune: ours / peer",)),
         (by_64, "sentences_per_s", ("finetune: ours / peer", "finetune: ours / peer one at a time in fp32")),
+        (in_fp32, "sentences_per_s", ("finetune: ours / peer",)),
         (best, "sentences_per_s", ("finetune: ours / peer",)),
     ):
         for name in names:
