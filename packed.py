@@ -29,6 +29,8 @@ from torch import Tensor, nn
 
 from gpt2 import GPT2
 
+WIDTH = 64  # words of a group: the best words are looked for among the groups first (`largest`)
+
 
 def pack(model: GPT2) -> GPT2:
     """Make a model on a CPU, whose layers are in bf16 (`runs.place`), ready for decoding, and for that alone; returns it.
@@ -101,7 +103,7 @@ class TwoRounds:
             maxima, top, z = map(torch.cat, zip(*map(first_round, rough.split(8))))  # [R, G], [R, 1], [R, 1]
             coarse, words = largest(rough, min(2 * n + len(banned), len(self.weight)), maxima)  # [R, n']
             exact = (F.embedding(words, self.weight) @ x[:, :, None]).squeeze(2) - x @ self.mean[:, None]  # [R, n']
-            coarse, exact = coarse.float() - top, exact - top  # exp of these cannot overflow
+            coarse, exact = coarse.float() - top, exact - top  # none is far above 0, so exp does not overflow
             others = (z - coarse.exp().sum(1, keepdim=True)).clamp(min=0)  # [R, 1], what z has from words of one round
             log_z = torch.cat([exact, others.log()], dim=1).logsumexp(1, keepdim=True)  # [R, 1]
             exact.masked_fill_(torch.isin(words, words.new_tensor(banned)), -torch.inf)  # only now: z counts them
@@ -115,9 +117,6 @@ def first_round(rough: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     maxima = group_maxima(logits)
     top = maxima.amax(1, keepdim=True)
     return maxima, top, logits.sub_(top).exp_().sum(1, keepdim=True)
-
-
-WIDTH = 64  # of a group of words
 
 
 def group_maxima(x: Tensor) -> Tensor:
