@@ -83,7 +83,7 @@ def beam_search(
     device = next(model.parameters()).device
     results: list[list[int]] = [[] for _ in prompts]
     active = [Search(i, len(prompt), [[]]) for i, prompt in enumerate(prompts)]
-    cache = BeamCache(room=K * max_new_tokens)
+    cache = BeamCache(room=8 * K)  # to begin with
 
     log_p, words, visible = read_prompts(model, prompts, cache, end, 2 * K, banned)  # [B, 2 K] twice, [B, S']
     scores = torch.zeros(len(prompts), 1, device=device)  # [B, beams so far: 1, later K]
@@ -122,73 +122,83 @@ class BeamCache(KVCache):
     """Keys and values of K beams a prompt, each held once however many beams need it.
 
     The beams of a prompt are a tree: the prompt is its trunk, and each step adds K leaves, a token for each beam. The entries
-    of a tree lie side by side in the order in which they came, as if it were one sequence, and a table says whose they are:
+    of a tree lie side by side, as if it were one sequence, and a table says whose they are:
 
         path[b, k, s]  =  does entry s lie on the way from the root of prompt b's tree to the leaf of its beam k?
 
     So no key or value is copied when beams change places or branch: only `path` changes. And a step's K tokens attend as K
-    queries of one sequence, with `path` for a mask. Dead branches stay where they are until they are too many (`prune`).
+    queries of one sequence, with `path` for a mask. A leaf takes the place of an entry that is on no beam's path any more, and
+    only where there is none, one behind all others: a tree is hardly larger than what its beams have read. So entries stand in
+    any order. Attention needs none (a token's position is part of what its key was computed from); for a mask there is
 
-    Shapes: S entries of a tree, at most S' + n K after n steps.
+        depth[b, s]  =  how many entries lie before s on the way to it
+
+    Shapes: S entries of a tree, as many as the largest has; the first S' are its trunk, and S <= S' + n K after n steps.
     """
 
     path: Tensor | None = None  # [B, K, S] booleans; None until the prompts are read
+    depth: Tensor | None = None  # [B, S], 0 .. S' + n - 1
+    leaves: Tensor | None = None  # [R * H], where this step's keys and values go: rows of D numbers, of the B * H * room of a memory
     hidden: Tensor | None = None  # [B, 1, K, S], what is added to the scores: 0 on the path, -inf elsewhere
 
     def branch(self, going_on: Tensor, beams: Tensor) -> None:
         """Before a step: keep these prompts [B], and let these beams of each [B, K], repeats allowed, read a token more."""
         B, K = beams.shape
         if self.path is None:
-            self.path = beams.new_ones(len(self.layers[0][0]), 1, self.length, dtype=torch.bool)  # the trunk
+            trunk = torch.arange(self.length, device=beams.device).expand(len(self.layers[0][0]), -1)  # [B, S']
+            self.depth, self.path = trunk, torch.ones_like(trunk, dtype=torch.bool).unsqueeze(1)
         if B < len(self.path):
             self.select(going_on)
-            self.path = self.path[going_on]
-        self.path = self.path.gather(1, beams[:, :, None].expand(-1, -1, self.length))  # [B, K, S - K]
-        self.prune()
-        leaves = torch.eye(K, dtype=torch.bool, device=beams.device).expand(B, K, K)
-        self.path = torch.cat([self.path, leaves], dim=2)
+            self.depth, self.path = self.depth[going_on], self.path[going_on]
+        path = self.path.gather(1, beams[:, :, None].expand(-1, -1, self.length))
+        path = F.pad(path, (0, K))  # [B, K, S + K], K places more than there were
+        dead = ~path.any(1)  # [B, S + K], of each tree at least K
+        places = (dead & (dead.cumsum(1) <= K)).nonzero()[:, 1].view(B, K)  # the first K
+        S = self.grow(max(self.length, int(places.max()) + 1))
+        n = path[:1, :1].sum().view(1, 1)  # entries that each beam has read
+        self.depth = F.pad(self.depth, (0, K))[:, :S].scatter(1, places, n.expand(B, K))  # [B, S]
+        self.path = path[:, :, :S].scatter(2, places[:, :, None], True)  # [B, K, S]
+        _, H, room, _ = self.layers[0][0].shape
+        trees = torch.arange(B * H, device=beams.device).view(B, 1, H)
+        self.leaves = (trees * room + places[:, :, None]).flatten()
 
-    def prune(self) -> None:
-        """Cut off the dead branches, the entries on no beam's path, if in every tree they are more than a fifth.
+    def grow(self, S: int) -> int:
+        """Have this many places in use, in all layers; returns their number. Memory that is too small is taken anew, half as large again."""
+        for layer, memories in enumerate(self.layers):
+            if (room := memories[0].size(2)) < S:
+                self.layers[layer] = tuple(F.pad(memory, (0, 0, 0, S + S // 2 - room)) for memory in memories)
+        self.used = [S] * len(self.layers)
+        return S
 
-        Each beam's own entries, S' + n in number, stay and stay in order, so `mask` fits them as before.
-        """
-        alive = self.path.any(1)  # [B, S]
-        n = int(alive.sum(1).max())
-        if 5 * n > 4 * self.length:
-            return
-        kept = alive.byte().argsort(dim=1, descending=True, stable=True)[:, :n]  # [B, n], in their order; behind them dead ones
-        self.path = self.path.gather(2, kept[:, None].expand(-1, self.path.size(1), -1))
-        B, H, room, D = self.layers[0][0].shape
-        trees = torch.arange(B * H, device=kept.device).view(B, H, 1)
-        places = (trees * room + kept[:, None]).flatten()  # [B * H * n], among the B * H * room of a memory
-        for memory in (memory for memories in self.layers for memory in memories):
-            memory[:, :, :n] = memory.view(-1, D).index_select(0, places).view(B, H, n, D)
-        self.used = [n] * len(self.layers)
-
-    def side_by_side(self, x: Tensor) -> Tensor:
-        """[R, H, 1, D] -> [B, H, K, D]: a prompt's K rows of one token as one row of K tokens."""
-        return x.unflatten(0, self.path.shape[:2]).squeeze(3).transpose(1, 2)
+    def write(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Put the leaves' k, v [R, H, 1, D] in their places; returns the layer's trees, [B, H, S, D]."""
+        for memory, x in zip(self.layers[layer], (k, v)):
+            memory.view(-1, x.size(-1)).index_copy_(0, self.leaves, x.reshape(-1, x.size(-1)))
+        return tuple(memory[:, :, : self.length] for memory in self.layers[layer])
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """What KVCache.attend gives where each beam has a row of its own: q, k, v [R, H, 1, D], mask [R, 1, 1, S' + n] -> [R, H, 1, D]."""
         if self.path is None:
             return super().attend(layer, q, k, v, mask)
-        if layer == 0:  # once for all layers. The mask speaks of a beam's own entries, in their order
-            seen = self.path if mask is None else self.path.masked_scatter(self.path, mask)
+        B, K, S = self.path.shape
+        if layer == 0:  # once for all layers
+            seen = self.path
+            if mask is not None:  # it speaks of a beam's own entries, in their order
+                seen = seen & mask.reshape(B, K, -1).gather(2, self.depth[:, None].expand(B, K, S))
             self.hidden = torch.zeros_like(seen, dtype=q.dtype).masked_fill(~seen, -torch.inf).unsqueeze(1)
-        k, v = super().append(layer, self.side_by_side(k), self.side_by_side(v))  # each [B, H, S, D]
-        y = F.scaled_dot_product_attention(self.side_by_side(q), k, v, attn_mask=self.hidden)  # [B, H, K, D]
+        k, v = self.write(layer, k, v)  # each [B, H, S, D]
+        q = q.unflatten(0, (B, K)).squeeze(3).transpose(1, 2)  # [B, H, K, D]: a prompt's K rows of one token as one row of K
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=self.hidden)  # [B, H, K, D]
         return y.transpose(1, 2).flatten(0, 1).unsqueeze(2)
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """For a model that does not call `attend`: each beam's own keys and values, copied together, [R, H, S' + n, D]."""
         if self.path is None:
             return super().append(layer, k, v)
-        k, v = super().append(layer, self.side_by_side(k), self.side_by_side(v))  # each [B, H, S, D]
-        b, _, s = self.path.nonzero(as_tuple=True)  # each [R * (S' + n)], beam after beam
-        R = self.path.size(0) * self.path.size(1)
-        return k[b, :, s].unflatten(0, (R, -1)).transpose(1, 2), v[b, :, s].unflatten(0, (R, -1)).transpose(1, 2)
+        B, K, S = self.path.shape
+        order = self.depth[:, None].masked_fill(~self.path, S).argsort(2)[:, :, : int(self.path[0, 0].sum())]  # [B, K, S' + n]
+        b = torch.arange(B, device=order.device)[:, None, None]
+        return tuple(memory[b, :, order].flatten(0, 1).transpose(1, 2) for memory in self.write(layer, k, v))
 
 
 def read_prompts(model, prompts: list[list[int]], cache: KVCache, pad: int, n: int, banned) -> tuple[Tensor, Tensor, Tensor]:

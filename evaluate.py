@@ -9,6 +9,7 @@ to its white space: a run of it becomes one space, and at the ends it goes.
 """
 
 import argparse
+import math
 import sys
 import time
 from pathlib import Path
@@ -56,11 +57,11 @@ def decode_ids(tokenizer: tiktoken.Encoding, ids: list[int]) -> str:
 
 
 def decode(
-    model: GPT2, tokenizer: tiktoken.Encoding, sources: list[str], settings: Settings, batch_size: int = 32, show: bool = False
+    model: GPT2, tokenizer: tiktoken.Encoding, sources: list[str], settings: Settings, batch_size: int = 64, show: bool = False
 ) -> list[str]:
     """A sentence for each source, in the sources' order, by beam search in batches of similar length.
 
-    batch_size    tables at a time. On two cores of a CPU, 32 took a seventh less time for a table than 16, and 64 another seventh
+    batch_size    tables at a time. On two cores of a CPU, 64 took a tenth less time than 32 and a quarter less than 16; 128 took no less
     show          count the tables done, on a terminal
     Of several ranks each decodes every N-th batch, and gets all sentences.
     """
@@ -68,6 +69,7 @@ def decode(
     banned, end = newline_tokens(tokenizer), tokenizer.eot_token
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))  # the longest first: the others fit into the memory that it leaves
     texts = [""] * len(prompts)
+    batch_size = min(batch_size, max(1, math.ceil(len(prompts) / ranks.size())))  # so that each rank has some
     began = time.monotonic()
     for start in ranks.share(range(0, len(order), batch_size)):
         batch = order[start : start + batch_size]
@@ -86,7 +88,7 @@ def decode(
 # ----------------------------------------------------------------------------- scoring
 
 
-def evaluate_run(folder: str | Path, batch_size: int = 32, split: str = "test", **changes) -> dict[str, float]:
+def evaluate_run(folder: str | Path, batch_size: int = 64, split: str = "test", **changes) -> dict[str, float]:
     """Decode and score a finished run: writes outputs.txt, scores.json and evaluation.json into its folder.
 
     split    "test", or "valid"
@@ -202,7 +204,7 @@ def main(argv: list[str] | None = None) -> None:
     run.add_argument("--run", help="a folder that train.py wrote")
     run.add_argument("--table", help="say this table instead: 'name : Blue Spice | area : riverside'")
     run.add_argument("--split", default="test", choices=("test", "valid"), help="what to decode (default: test)")
-    run.add_argument("--batch_size", type=int, default=32, help="tables decoded at a time (default: 32)")
+    run.add_argument("--batch_size", type=int, default=64, help="tables decoded at a time (default: 64)")
     own, here = ("beam_size", "length_norm", "max_new_tokens", "model", "weights", "data"), ("device", "dtype")
     add_flags(run, own, default="the run's own")
     add_flags(run, here)

@@ -84,8 +84,8 @@ class KVCache:
         Raises ValueError where there is no room for them.
         """
         B, H, T, D = k.shape
-        if layer == len(self.layers):  # the layer's first entries
-            self.layers.append((k.new_empty(B, H, T + self.room, D), v.new_empty(B, H, T + self.room, D)))
+        if layer == len(self.layers):  # the layer's first entries. Zeros behind them: what is hidden by a mask must still be a number
+            self.layers.append((k.new_zeros(B, H, T + self.room, D), v.new_zeros(B, H, T + self.room, D)))
             self.used.append(0)
         k_memory, v_memory = self.layers[layer]
         start, end = self.used[layer], self.used[layer] + T

@@ -102,7 +102,7 @@ class TwoRounds:
             # A few rows at a time, so that they stay in the processor's cache.
             maxima, top, z = map(torch.cat, zip(*map(first_round, rough.split(8))))  # [R, G], [R, 1], [R, 1]
             coarse, words = largest(rough, min(2 * n + len(banned), len(self.weight)), maxima)  # [R, n']
-            exact = (F.embedding(words, self.weight) @ x[:, :, None]).squeeze(2) - x @ self.mean[:, None]  # [R, n']
+            exact = (x[:, None] @ F.embedding(words, self.weight).mT).squeeze(1) - x @ self.mean[:, None]  # [R, n']
             coarse, exact = coarse.float() - top, exact - top  # none is far above 0, so exp does not overflow
             others = (z - coarse.exp().sum(1, keepdim=True)).clamp(min=0)  # [R, 1], what z has from words of one round
             log_z = torch.cat([exact, others.log()], dim=1).logsumexp(1, keepdim=True)  # [R, 1]
@@ -139,8 +139,7 @@ def largest(x: Tensor, n: int, maxima: Tensor | None = None) -> tuple[Tensor, Te
     if x.device.type != "cpu" or G < n:
         return x.topk(n)
     groups = (group_maxima(x) if maxima is None else maxima).topk(n).indices  # [R, n]
-    places = groups[:, :, None] * WIDTH + torch.arange(WIDTH)  # [R, n, WIDTH]
-    rest = torch.arange(G * WIDTH, V).expand(R, -1)  # fewer than a group, behind the last
-    places = torch.cat([places.flatten(1), rest], dim=1)
-    values, order = x.gather(1, places).topk(n)
-    return values, places.gather(1, order)
+    inside = x[:, : G * WIDTH].view(R, G, WIDTH)[torch.arange(R)[:, None], groups]  # [R, n, WIDTH]
+    values, order = torch.cat([inside.flatten(1), x[:, G * WIDTH :]], dim=1).topk(n)  # [R, n]; with what is behind the last group
+    groups = F.pad(groups, (0, 1), value=G)  # where it counts as one more
+    return values, groups.gather(1, order // WIDTH) * WIDTH + order % WIDTH

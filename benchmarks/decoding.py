@@ -11,7 +11,7 @@ Ours is `beam.beam_search` on a finished run, as evaluate.py loads it. The peer 
 prefix inside peft's PrefixTuningConfig, prompts padded on the left with an attention mask, in bf16 the whole model (which is faster
 than autocast).
 
-Equal on both sides: the weights (random: with forced length, speed does not depend on them), the prompts, in batches of 32, as in
+Equal on both sides: the weights (random: with forced length, speed does not depend on them), the prompts, in batches of 64, as in
 evaluate.py (or --batch_size), in order of length, beam 5, and 30 new tokens for each, neither more nor less (ours bans the end
 token, the peer has min_new_tokens): about as many as E2E's sentences have. So in fp32 the texts are equal too; how many of them are
 is printed. Larger batches make ours faster and the peer slower: with --peer_batch_size each side gets what suits it.
@@ -62,12 +62,12 @@ def main() -> None:
                         help="a model without and with a prefix of 5 (default: both)")  # fmt: skip
     parser.add_argument("--dtype", default="auto", choices=("auto", "bf16", "fp32"), help="(default: bf16 where the hardware has it)")
     parser.add_argument("--device", default="auto", help="cpu, cuda (default: cuda where there is one)")
-    parser.add_argument("--rounds", type=int, default=5, help="rounds of each contender (default: 5)")
-    parser.add_argument("--sentences", type=int, help="tables a round (default: 32, and at least a batch)")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of each contender (default: 3)")
+    parser.add_argument("--sentences", type=int, help="tables a round (default: a batch, and at least 32)")
     parser.add_argument("--single", type=int, help="tables a round one at a time; 0: leave this out (default: 4)")
     parser.add_argument("--long", action="store_true", help=f"all {TABLES} tables a round, 32 of them one at a time")
     parser.add_argument("--beam_size", type=int, default=5, help="(default: 5)")
-    parser.add_argument("--batch_size", type=int, default=32, help="tables at a time (default: 32)")
+    parser.add_argument("--batch_size", type=int, default=64, help="tables at a time (default: 64)")
     parser.add_argument("--peer_batch_size", type=int, help="the peer's (default: the same)")
     parser.add_argument("--new_tokens", type=int, default=30, help="tokens of each text (default: 30)")
     parser.add_argument("--data", help="a folder with E2E's files (default: random tokens of the same lengths)")

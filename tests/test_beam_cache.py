@@ -57,16 +57,17 @@ def test_beams_that_branch_die_and_leave_go_on_as_if_each_were_read_anew(mode, l
 @torch.no_grad()
 def test_a_prompt_takes_no_more_memory_with_more_beams_and_nothing_is_copied_when_beams_change_places():
     model, prompts = make("prefix", 0), random_prompts((30, 30), 1)
-    cache = BeamCache(room=8 * 3)
+    cache = BeamCache(room=8 * 2)
     model(torch.tensor(prompts), cache=cache)
     memory = cache.layers[0][0]
-    assert memory.shape == (2, CONFIG.n_head, 4 + 30 + 8 * 3, 16)  # the prefix, the prompt, 8 beams of 3 tokens
-    for step, beams in enumerate(([0] * 8, [7, 6, 5, 4, 3, 2, 1, 0], [1, 1, 1, 1, 2, 2, 0, 7])):
+    assert memory.shape == (2, CONFIG.n_head, 4 + 30 + 8 * 2, 16)  # the prefix, the prompt, 8 beams of 2 tokens
+    for step, beams in enumerate(([0] * 8, [7, 6, 5, 4, 3, 2, 1, 0], [7, 6, 5, 4, 3, 2, 1, 0])):  # none dies
         written = memory[:, :, : cache.length].clone()
         cache.branch(torch.tensor([0, 1]), torch.tensor([beams, beams]))
         model(torch.zeros(16, 1, dtype=torch.long), cache=cache, positions=torch.full((16, 1), 30 + step))
-        assert cache.length == 4 + 30 + 8 * (step + 1) and cache.layers[0][0] is memory
-        assert torch.equal(memory[:, :, : written.size(2)], written)
+        assert cache.length == 4 + 30 + 8 * (step + 1) and (cache.layers[0][0] is memory) == (step < 2)
+        assert torch.equal(cache.layers[0][0][:, :, : written.size(2)], written)
+    assert {x.shape[2] for layer in cache.layers for x in layer} == {58 + 58 // 2}  # taken anew when there was too little, half as large again
 
 
 def spelled_out(model: GPT2, prompt: list[int], K: int, max_new: int) -> tuple[list[int], int]:
@@ -116,26 +117,40 @@ def test_in_bf16_the_shared_cache_is_as_near_to_fp32_as_reading_anew():
 
 
 @torch.no_grad()
-def test_dead_branches_are_cut_off_and_what_is_left_says_the_same():
-    """All beams descend from the first again and again: of 8 entries a step one stays alive."""
+def test_leaves_take_the_places_of_dead_branches_and_what_is_left_says_the_same():
+    """All beams of the first prompt descend from its first again and again: of 8 entries a step one stays alive."""
     model, prompts, lengths = make("prefix", 5), random_prompts((5, 9), 4), [5, 9]
-    cache, steps = BeamCache(room=8 * 12), 12
-    model(torch.tensor([prompt + [END] * (9 - len(prompt)) for prompt in prompts]), cache=cache)
-    real, texts = torch.ones(2, cache.length, dtype=torch.bool), [[], []]
-    real[0, 4 + 5 :] = False
-    for step in range(steps):
-        tokens = torch.arange(8) + torch.tensor([[step], [2 * step + 1]])  # [2, 8]; the first beam's goes on
-        tokens %= END
-        cache.branch(torch.tensor([0, 1]), torch.zeros(2, 8, dtype=torch.long))
-        assert cache.length <= 1.5 * (4 + 9 + step)  # what is alive, and half as much (the leaves come with the model's call)
-        mask = torch.cat([real.repeat_interleave(8, 0), torch.ones(16, step + 1, dtype=torch.bool)], dim=1)[:, None, None]
-        positions = torch.tensor([[n + step] for n in lengths]).repeat_interleave(8, 0)
-        found = model(tokens.view(16, 1), cache=cache, positions=positions, mask=mask)[:, 0].unflatten(0, (2, 8))
-        for b in range(2):
-            anew = [model(torch.tensor([prompts[b] + texts[b] + [int(t)]]))[0, -1] for t in tokens[b]]
-            torch.testing.assert_close(found[b], torch.stack(anew), atol=1e-4, rtol=0)
-            texts[b].append(int(tokens[b, 0]))
-    assert 1.5 * (4 + 9 + steps) + 8 < 4 + 9 + 8 * steps  # so much has been cut off
+    steps, S = 12, 4 + 9  # the prefix and the longer prompt
+    for of_second, most in ((torch.zeros(8, dtype=torch.long), S + steps - 1 + 8), (torch.arange(8), S + steps * 8)):
+        cache, texts = BeamCache(room=8 * steps), [[[]] * 8, [[]] * 8]
+        model(torch.tensor([prompt + [END] * (9 - len(prompt)) for prompt in prompts]), cache=cache)
+        real = torch.ones(2, S, dtype=torch.bool)
+        real[0, 4 + 5 :] = False
+        for step in range(steps):
+            tokens = (torch.arange(8) + torch.tensor([[step], [2 * step + 1]])) % END  # [2, 8]
+            beams = torch.stack([torch.zeros(8, dtype=torch.long), of_second if step else 0 * of_second])
+            cache.branch(torch.tensor([0, 1]), beams)
+            texts = [[texts[b][k] + [t] for k, t in zip(*row)] for b, row in enumerate(zip(beams.tolist(), tokens.tolist()))]
+            mask = torch.cat([real.repeat_interleave(8, 0), torch.ones(16, step + 1, dtype=torch.bool)], dim=1)[:, None, None]
+            positions = torch.tensor([[n + step] for n in lengths]).repeat_interleave(8, 0)
+            found = model(tokens.view(16, 1), cache=cache, positions=positions, mask=mask)[:, 0].unflatten(0, (2, 8))
+            for b in range(2):
+                anew = [model(torch.tensor([prompts[b] + text]))[0, -1] for text in texts[b]]
+                torch.testing.assert_close(found[b], torch.stack(anew), atol=1e-4, rtol=0)
+        assert cache.length == most  # of the larger tree: what its beams have read
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("room", [0, 3 * 4])
+def test_a_tree_that_needs_no_place_sees_nothing_in_it(monkeypatch, room):
+    """One tree grows, the other does not: whatever stood in that memory before, NaN too, is not seen."""
+    model, prompts = make(None, 5), random_prompts((5, 5), 4)
+    monkeypatch.setattr(torch.Tensor, "new_empty", lambda x, *shape: x.new_full(shape, torch.nan))
+    cache = BeamCache(room)
+    model(torch.tensor(prompts), cache=cache)
+    for step in range(4):
+        cache.branch(torch.tensor([0, 1]), torch.tensor([[0, 0, 0], [0, 1, 2] if step else [0, 0, 0]]))
+        assert model(torch.ones(6, 1, dtype=torch.long), cache=cache, positions=torch.full((6, 1), 5 + step)).isfinite().all()
 
 
 def test_the_largest_are_those_that_topk_finds():
