@@ -4,8 +4,8 @@
     python benchmarks/decoding.py --dtype fp32       in single precision
     python benchmarks/decoding.py --scaling          how cost grows too: with beam_size and batch_size
     python benchmarks/decoding.py --long             all 630 tables in each round
-    python benchmarks/decoding.py --batch_size 64    in larger batches
-    python benchmarks/decoding.py --batch_size 64 --peer_batch_size 16    each side in batches that suit it
+    python benchmarks/decoding.py --batch_size 16    in smaller batches
+    python benchmarks/decoding.py --peer_batch_size 16    each side in batches that suit it
 
 Ours is `beam.beam_search` on a finished run, as evaluate.py loads it. The peer is GPT2LMHeadModel.generate(num_beams=5), with a
 prefix inside peft's PrefixTuningConfig, prompts padded on the left with an attention mask, in bf16 the whole model (which is faster
