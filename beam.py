@@ -155,8 +155,8 @@ class BeamCache(KVCache):
         dead = ~path.any(1)  # [B, S + K], of each tree at least K
         places = (dead & (dead.cumsum(1) <= K)).nonzero()[:, 1].view(B, K)  # the first K
         S = self.grow(max(self.length, int(places.max()) + 1))
-        n = path[:1, :1].sum().view(1, 1)  # entries that each beam has read
-        self.depth = F.pad(self.depth, (0, K))[:, :S].scatter(1, places, n.expand(B, K))  # [B, S]
+        read = path[:1, :1].sum(2)  # [1, 1], as many entries as are on any beam's path
+        self.depth = F.pad(self.depth, (0, K))[:, :S].scatter(1, places, read.expand(B, K))  # [B, S]
         self.path = path[:, :, :S].scatter(2, places[:, :, None], True)  # [B, K, S]
         _, H, room, _ = self.layers[0][0].shape
         trees = torch.arange(B * H, device=beams.device).view(B, 1, H)
