@@ -315,6 +315,10 @@ def test_the_readmes_table_is_what_was_measured():
         ratio = trained["ratios"][name]
         assert f"from {ratio['min']:.1f} to {ratio['max']:.1f} {words}" in " ".join(text.split())
     assert f"ours is {by_16['ratios']['finetune: ours / peer']['median']:.1f} times as fast" in " ".join(text.split())
+    fewer = [json.loads((ROOT / "results" / f"decoding-fp32-{n}.json").read_text()) for n in (16, 32)]
+    assert [(report["batch_size"], report["machine"]["dtype"]) for report in fewer] == [(16, "fp32"), (32, "fp32")]
+    of_16, of_32 = (report["ratios"]["finetune: ours / peer"]["median"] for report in fewer)
+    assert f"it is {of_16:.1f} times with 16 tables and {of_32:.1f} with 32" in " ".join(text.split())
 
 
 def test_the_shares_of_a_step_in_the_readme_are_what_was_measured():
