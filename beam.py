@@ -83,7 +83,7 @@ def beam_search(
     device = next(model.parameters()).device
     results: list[list[int]] = [[] for _ in prompts]
     active = [Search(i, len(prompt), [[]]) for i, prompt in enumerate(prompts)]
-    cache = BeamCache(room=8 * K)  # to begin with
+    cache = BeamCache(room=8 * K)  # for 8 tokens of each beam, and more when they are needed
 
     log_p, words, visible = read_prompts(model, prompts, cache, end, 2 * K, banned)  # [B, 2 K] twice, [B, S']
     scores = torch.zeros(len(prompts), 1, device=device)  # [B, beams so far: 1, later K]
@@ -128,8 +128,9 @@ class BeamCache(KVCache):
 
     So no key or value is copied when beams change places or branch: only `path` changes. And a step's K tokens attend as K
     queries of one sequence, with `path` for a mask. A leaf takes the place of an entry that is on no beam's path any more, and
-    only where there is none, one behind all others: a tree is hardly larger than what its beams have read. So entries stand in
-    any order. Attention needs none (a token's position is part of what its key was computed from); for a mask there is
+    only where there is none, one behind all others: a tree is hardly larger than what its beams have read, and memory is taken
+    as trees grow. So entries stand in any order. Attention does not mind (a token's position is part of what its key was
+    computed from); a mask, which speaks of a beam's own entries in the order in which it read them, finds them by
 
         depth[b, s]  =  how many entries lie before s on the way to it
 
@@ -183,7 +184,7 @@ class BeamCache(KVCache):
         B, K, S = self.path.shape
         if layer == 0:  # once for all layers
             seen = self.path
-            if mask is not None:  # it speaks of a beam's own entries, in their order
+            if mask is not None:
                 seen = seen & mask.reshape(B, K, -1).gather(2, self.depth[:, None].expand(B, K, S))
             self.hidden = torch.zeros_like(seen, dtype=q.dtype).masked_fill(~seen, -torch.inf).unsqueeze(1)
         k, v = self.write(layer, k, v)  # each [B, H, S, D]

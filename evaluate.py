@@ -9,7 +9,6 @@ to its white space: a run of it becomes one space, and at the ends it goes.
 """
 
 import argparse
-import math
 import sys
 import time
 from pathlib import Path
@@ -69,7 +68,6 @@ def decode(
     banned, end = newline_tokens(tokenizer), tokenizer.eot_token
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))  # the longest first: the others fit into the memory that it leaves
     texts = [""] * len(prompts)
-    batch_size = min(batch_size, max(1, math.ceil(len(prompts) / ranks.size())))  # so that each rank has some
     began = time.monotonic()
     for start in ranks.share(range(0, len(order), batch_size)):
         batch = order[start : start + batch_size]

@@ -121,7 +121,8 @@ def test_leaves_take_the_places_of_dead_branches_and_what_is_left_says_the_same(
     """All beams of the first prompt descend from its first again and again: of 8 entries a step one stays alive."""
     model, prompts, lengths = make("prefix", 5), random_prompts((5, 9), 4), [5, 9]
     steps, S = 12, 4 + 9  # the prefix and the longer prompt
-    for of_second, most in ((torch.zeros(8, dtype=torch.long), S + steps - 1 + 8), (torch.arange(8), S + steps * 8)):
+    # The second prompt's do so too, or all go on. (Its beams to go on with; how large its tree becomes.)
+    for of_second, largest_tree in ((torch.zeros(8, dtype=torch.long), S + (steps - 1) + 8), (torch.arange(8), S + steps * 8)):
         cache, texts = BeamCache(room=8 * steps), [[[]] * 8, [[]] * 8]
         model(torch.tensor([prompt + [END] * (9 - len(prompt)) for prompt in prompts]), cache=cache)
         real = torch.ones(2, S, dtype=torch.bool)
@@ -137,7 +138,7 @@ def test_leaves_take_the_places_of_dead_branches_and_what_is_left_says_the_same(
             for b in range(2):
                 anew = [model(torch.tensor([prompts[b] + text]))[0, -1] for text in texts[b]]
                 torch.testing.assert_close(found[b], torch.stack(anew), atol=1e-4, rtol=0)
-        assert cache.length == most  # of the larger tree: what its beams have read
+        assert cache.length == largest_tree  # and no place more
 
 
 @torch.no_grad()
