@@ -1,38 +1,37 @@
-"""The data: restaurant tables and sentences that say them (E2E, Novikova et al. 2017).
+"""The data: tables about restaurants, and sentences that state them (E2E, Novikova et al. 2017).
 
     files  ->  examples (source, target)  ->  token ids  ->  batches
 
-An example in the form of the paper's files, one `source||target` line each:
+The paper's files hold one example a line, `source||target`:
 
     name : Blue Spice | Type : coffee shop | area : city centre||A coffee shop in the city centre area called Blue Spice .
 
-The official release is a CSV file instead, `mr,ref` with a table such as `name[Blue Spice], eatType[coffee shop]`;
-it is brought to the same source string. Its sentences stay as they are, and they are not tokenised
-("family-friendly." where the paper's files have "family - friendly ."), which moves BLEU by points: scores
-on the two kinds of references cannot be compared.
+The official release is CSV, `mr,ref`, with a table such as `name[Blue Spice], eatType[coffee shop]`; it is converted to
+the same source string. Its sentences are kept as they are. They are not tokenised ("family-friendly." where the paper's
+files have "family - friendly ."), which moves BLEU by points, so scores on the two kinds of references are not comparable.
 
-GPT-2 reads (section 6.3; <|endoftext|> separates, and ends):
+GPT-2 reads (section 6.3; <|endoftext|> is the separator and the end token):
 
     " " + source + " <|endoftext|> " + target + " <|endoftext|>"
     |------------ prompt ---------|----------- scored ----------|
 
-The loss counts the tokens behind the separator, the end token included.
+The loss counts the tokens after the separator, including the end token.
 """
 
 import csv
 import io
 import os
 import re
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Iterator, NamedTuple
+from typing import NamedTuple
 
 import tiktoken
 import torch
 from torch import Tensor
 
-from files import OFFLINE, InputError, bundled, cache_dir, download, read_text, sha256_of
-from loss import STEP
+from harness.download import OFFLINE, cache_dir, download
+from harness.files import InputError, read_text, resolve_path, sha256_of
 from weights import load_config
 
 PAPER_FILES = "https://raw.githubusercontent.com/XiangLi1999/PrefixTuning/cleaned/data/e2e_data/{file}"
@@ -64,8 +63,8 @@ class Example(NamedTuple):
     target: str
 
 
-class Placed(Example):
-    """An example that was read from a file, and still knows where it stands there, for complaints about it."""
+class LocatedExample(Example):
+    """An example that remembers its file and line, for error messages."""
 
     def __new__(cls, source: str, target: str, path: Path, line: int):
         example = super().__new__(cls, source, target)
@@ -79,8 +78,8 @@ class Placed(Example):
 def load_split(folder: str | None, split: str) -> list[Example]:
     """The examples of "train", "valid" or "test", in file order.
 
-    folder  None: the paper's files, downloaded once and checked; "mini": the sample tables in this repository; else where the
-            files are
+    folder  None: the paper's files, downloaded once and verified; "mini": the sample tables in this repository; else a
+            folder with the files
     Raises InputError for what is missing or malformed.
     """
     if folder is None:
@@ -90,9 +89,11 @@ def load_split(folder: str | None, split: str) -> list[Example]:
         except InputError as error:
             raise InputError(f"{error}. {OFFLINE}") from None
         if sha256_of(path) != SHA256[file]:
-            raise InputError(f"{path} was changed since it was downloaded: delete it, or name your own data with --data FOLDER")
+            raise InputError(
+                f"{path} has changed since it was downloaded: delete it, or name your own data with --data FOLDER"
+            )
         return read_examples(path)
-    return read_examples(find_split(bundled(folder, "restaurants"), split))
+    return read_examples(find_split(resolve_path(folder, "restaurants"), split))
 
 
 def find_split(folder: Path, split: str) -> Path:
@@ -106,35 +107,41 @@ def find_split(folder: Path, split: str) -> Path:
 
 
 def read_examples(path: Path) -> list[Example]:
-    """Read `source||target` lines, or CSV with the columns mr and ref, by the file's ending."""
+    """Read `source||target` lines, or CSV with the columns mr and ref, by the file's extension."""
     path = Path(path)
     examples = list(read_csv(path) if path.suffix.lower() == ".csv" else read_lines(path))
     if not examples:
-        raise InputError(f"{path} holds no example, but a header: fetch it again, or name other data")
+        raise InputError(f"{path} holds a header but no example: fetch it again, or name other data")
     return examples
 
 
 def read_lines(path: Path) -> Iterator[Example]:
-    """`source||target` lines; the target keeps its closing space, which GPT-2's tokeniser sees."""
+    """`source||target` lines; the target keeps its trailing space, which GPT-2's tokeniser sees."""
     for number, line in enumerate(read_text(path).split("\n"), start=1):
         if not line.strip():
             continue
         source, bars, target = line.partition("||")
         if not bars:
-            raise InputError(f"{path}, line {number}: no '||' between table and sentence: {shorten(line)}; write table||sentence")
+            raise InputError(
+                f"{path}, line {number}: no '||' between table and sentence: {shorten(line)}; write table||sentence"
+            )
         if not source.strip() or not target.strip():
             side = "after" if source.strip() else "before"
-            raise InputError(f"{path}, line {number}: nothing {side} '||': {shorten(line)}; complete the line or delete it")
-        yield Placed(source, target, path, number)
+            raise InputError(
+                f"{path}, line {number}: nothing {side} '||': {shorten(line)}; complete the line or delete it"
+            )
+        yield LocatedExample(source, target, path, number)
 
 
 def read_csv(path: Path) -> Iterator[Example]:
-    """Rows of the official release; the table is linearised as the paper's files have it."""
+    """Rows of the official release, the table linearised as in the paper's files."""
     reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
     try:
         header = [name.strip() for name in next(reader)]
         if not {"mr", "ref"} <= set(header):
-            raise InputError(f"{path}, line 1: it must name the columns mr and ref, but it names {shorten(', '.join(header))}")
+            raise InputError(
+                f"{path}, line 1: it must name the columns mr and ref, but it names {shorten(', '.join(header))}"
+            )
         for row in reader:
             if not row:
                 continue
@@ -145,9 +152,11 @@ def read_csv(path: Path) -> Iterator[Example]:
                 )
             fields = dict(zip(header, row))
             if not fields["ref"].strip():
-                raise InputError(f"{path}, line {reader.line_num}: the column ref is empty; complete the row or delete it")
+                raise InputError(
+                    f"{path}, line {reader.line_num}: the column ref is empty; complete the row or delete it"
+                )
             try:
-                yield Placed(linearise(fields["mr"]), fields["ref"], path, reader.line_num)
+                yield LocatedExample(linearise(fields["mr"]), fields["ref"], path, reader.line_num)
             except ValueError as error:
                 raise InputError(f"{path}, line {reader.line_num}: {error}") from None
     except csv.Error as error:
@@ -159,8 +168,7 @@ def read_csv(path: Path) -> Iterator[Example]:
 def linearise(table: str) -> str:
     """`name[Blue Spice], eatType[pub]` -> `name : Blue Spice | Type : pub`.
 
-    Fields come in the paper's order whatever their order was; fields that E2E does not have keep their
-    names and stand at the end. Prices are spaced as the paper's files space them, "£20-25" -> "£ 20 - 25".
+    The fields are put into the paper's order; fields that E2E does not have keep their names and come last. Prices are spaced as the paper's files space them, "£20-25" -> "£ 20 - 25".
     Raises ValueError for text that is not such a table.
     """
     if not re.fullmatch(r"\s*[^\[\],]+\[[^\[\]]*\](\s*,\s*[^\[\],]+\[[^\[\]]*\])*\s*", table):
@@ -178,7 +186,7 @@ def shorten(text: str, length: int = 60) -> str:
 
 
 def group_references(examples: list[Example]) -> dict[str, list[str]]:
-    """source -> all its sentences, in file order: what one generated sentence is scored against."""
+    """source -> all its sentences, in file order: the references of one generated sentence."""
     groups: dict[str, list[str]] = {}
     for source, target in examples:
         groups.setdefault(source, []).append(target.strip())
@@ -189,15 +197,15 @@ def group_references(examples: list[Example]) -> dict[str, list[str]]:
 
 
 def load_tokenizer(model: str) -> tiktoken.Encoding:
-    """GPT-2's byte-level BPE; for a model's folder the vocabulary in it, if it has its own (VOCABULARY_FILES).
+    """GPT-2's byte-level BPE, or the vocabulary in the model's folder, if it has one (VOCABULARY_FILES).
 
-    The published vocabulary (1.5 MB) is downloaded by tiktoken once and kept in our cache folder.
-    Raises InputError when that is not possible, for an unknown model, and for one with another number of tokens
-    (the last of them must be the separator, by which an infix finds its place).
+    tiktoken downloads the published vocabulary (1.5 MB) once, into our cache folder. Raises InputError when that fails,
+    for an unknown model, and for a vocabulary of another size than the model's (the last id must be the separator, by
+    which an infix finds its place).
     """
     config = load_config(model)
-    own = [files for files in VOCABULARY_FILES if (bundled(model) / files[0]).exists()]
-    tokenizer = read_tokenizer(bundled(model), *own[0]) if own else published_tokenizer()
+    own = [files for files in VOCABULARY_FILES if (resolve_path(model) / files[0]).exists()]
+    tokenizer = read_tokenizer(resolve_path(model), *own[0]) if own else published_tokenizer()
     if tokenizer.n_vocab != config.vocab_size:
         raise InputError(
             f"{model} has {config.vocab_size} tokens, but the vocabulary {tokenizer.n_vocab}: put the vocab.bpe and"
@@ -207,28 +215,28 @@ def load_tokenizer(model: str) -> tiktoken.Encoding:
 
 
 def published_tokenizer() -> tiktoken.Encoding:
-    """GPT-2's own vocabulary, from tiktoken's cache or from the network."""
+    """GPT-2's published vocabulary, from tiktoken's cache or from the network."""
     os.environ.setdefault("TIKTOKEN_CACHE_DIR", str(cache_dir() / "tiktoken"))
     try:
         return tiktoken.get_encoding("gpt2")
     except (OSError, ValueError) as error:  # no network (requests' errors are OSErrors), no permission, a damaged file
         raise InputError(
-            f"GPT-2's vocabulary cannot be had ({type(error).__name__}): connect to the network once,"
-            f" or set TIKTOKEN_CACHE_DIR (now {os.environ['TIKTOKEN_CACHE_DIR']}) to a folder where tiktoken has kept it. {OFFLINE}"
+            f"GPT-2's vocabulary is not available ({type(error).__name__}): connect to the network once,"
+            f" or set TIKTOKEN_CACHE_DIR (now {os.environ['TIKTOKEN_CACHE_DIR']}) to a folder that holds tiktoken's copy. {OFFLINE}"
         ) from None
 
 
 def read_tokenizer(folder: Path, merges: str, ids: str) -> tiktoken.Encoding:
-    """A vocabulary from GPT-2's own two files, the merges and the ids."""
+    """A vocabulary from GPT-2's two files, the merges and the ids."""
     from tiktoken.load import data_gym_to_mergeable_bpe_ranks
 
     caching = os.environ.get("TIKTOKEN_CACHE_DIR")
-    os.environ["TIKTOKEN_CACHE_DIR"] = ""  # empty: read the files themselves, not tiktoken's copy of an older state
+    os.environ["TIKTOKEN_CACHE_DIR"] = ""  # empty: read the files themselves, not tiktoken's cached copy
     try:
         ranks = data_gym_to_mergeable_bpe_ranks(str(folder / merges), str(folder / ids))
     except (OSError, ValueError, LookupError, TypeError, AttributeError, AssertionError, RecursionError) as error:
         raise InputError(
-            f"{folder}: its {merges} and {ids} do not make a vocabulary ({type(error).__name__}): fetch both again"
+            f"{folder}: its {merges} and {ids} do not form a vocabulary ({type(error).__name__}): fetch both again"
         ) from None
     finally:
         if caching is None:
@@ -240,14 +248,14 @@ def read_tokenizer(folder: Path, merges: str, ids: str) -> tiktoken.Encoding:
 
 
 def tiktoken_pattern() -> str:
-    """How GPT-2 cuts text into pieces before BPE, as tiktoken states it: contractions, words, numbers, signs, space."""
+    """The regular expression that splits text before BPE, from tiktoken: contractions, words, numbers, signs, space."""
     from tiktoken_ext.openai_public import r50k_pat_str
 
     return r50k_pat_str
 
 
 def encode_prompt(tokenizer: tiktoken.Encoding, source: str) -> list[int]:
-    """Ids of `" " + source + " <|endoftext|>"`, what is given when text is to be generated.
+    """Ids of `" " + source + " <|endoftext|>"`, the prompt of a generation.
 
     The text is encoded as ordinary text: an "<|endoftext|>" inside a table does not become a separator.
     """
@@ -255,22 +263,24 @@ def encode_prompt(tokenizer: tiktoken.Encoding, source: str) -> list[int]:
 
 
 def encode_target(tokenizer: tiktoken.Encoding, target: str) -> list[int]:
-    """Ids of `" " + target + " <|endoftext|>"`, what the loss counts."""
+    """Ids of `" " + target + " <|endoftext|>"`, the tokens that the loss counts."""
     return [*tokenizer.encode_ordinary(f" {target} "), tokenizer.eot_token]
 
 
 class Encoded(NamedTuple):
-    """An example as ids; the first `n_prompt` of them (separator included) are given, not scored."""
+    """An example as ids. The first `n_prompt`, including the separator, are given and not scored."""
 
     ids: list[int]
     n_prompt: int
 
 
-def encode(tokenizer: tiktoken.Encoding, examples: list[Example], room: int, score_separator: bool = False) -> list[Encoded]:
+def encode(
+    tokenizer: tiktoken.Encoding, examples: list[Example], room: int, score_separator: bool = False
+) -> list[Encoded]:
     """Encode all examples once.
 
-    room             tokens that fit: the model's positions less the prefix
-    score_separator  the separator counts in the loss too (the poster's variant)
+    room             tokens that fit: the model's positions minus the prefix
+    score_separator  count the separator in the loss too (the poster's variant)
     Raises InputError, naming the example, when one does not fit.
     """
     encoded = []
@@ -289,34 +299,29 @@ def encode(tokenizer: tiktoken.Encoding, examples: list[Example], room: int, sco
 
 # ----------------------------------------------------------------------------- token ids -> batches
 
+IGNORED = -100  # the label of a token that the loss does not count, as in PyTorch's cross entropy
 
-@dataclass
-class Batch:
-    """Examples side by side, padded on the right (causality keeps padding out of all that counts)."""
 
-    tokens: Tensor  # [B, T]
-    at: Tensor  # [M] indices into the B * T positions: those whose next token is scored
-    targets: Tensor  # [M] these next tokens
-    real: Tensor  # [N] indices into the B * T positions: of the tokens, and of some padding, so that N is a round number
+class Batch(NamedTuple):
+    """Examples of one batch, padded on the right."""
+
+    tokens: Tensor  # [B, T] ids
+    labels: Tensor  # [B, T] the ids that the loss counts; -100 on the prompt and on the padding
 
     def to(self, device) -> "Batch":
         """The same batch on a device."""
-        return Batch(*(t.to(device, non_blocking=True) for t in (self.tokens, self.at, self.targets, self.real)))
+        return Batch(*(t.to(device, non_blocking=True) for t in self))
 
 
 def collate(examples: list[Encoded], pad: int) -> Batch:
-    """Put encoded examples into one batch. The id at position t + 1 is the target of position t."""
+    """Stack encoded examples. Padding needs no mask: it is on the right, where causality hides it from all other tokens."""
     T = max(len(ids) for ids, _ in examples)
-    tokens = torch.tensor([ids + [pad] * (T - len(ids)) for ids, _ in examples])  # [B, T]
-    at = torch.tensor([row * T + t for row, (ids, n) in enumerate(examples) for t in range(n - 1, len(ids) - 1)])  # [M]
-    targets = torch.tensor([token for ids, n in examples for token in ids[n:]])  # [M]
-    real = [row * T + t for row, (ids, _) in enumerate(examples) for t in range(len(ids))]
-    padding = [row * T + t for row, (ids, _) in enumerate(examples) for t in range(len(ids), T)]
-    real = sorted(real + padding[: -len(real) % STEP])  # N a round number, where there is so much padding: see STEP
-    return Batch(tokens, at, targets, torch.tensor(real))
+    tokens = [ids + [pad] * (T - len(ids)) for ids, _ in examples]
+    labels = [[IGNORED] * n_prompt + ids[n_prompt:] + [IGNORED] * (T - len(ids)) for ids, n_prompt in examples]
+    return Batch(torch.tensor(tokens), torch.tensor(labels))
 
 
 def epoch_order(n: int, seed: int, epoch: int) -> list[int]:
-    """The order of the n examples in an epoch: a shuffle that depends on nothing but (seed, epoch)."""
+    """The order of the n examples in an epoch: a shuffle that depends only on (seed, epoch)."""
     generator = torch.Generator().manual_seed((1_000_003 * seed + epoch) % 2**64)
     return torch.randperm(n, generator=generator).tolist()

@@ -26,10 +26,11 @@ sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402 (the imports below are found through the line above)
 
 from e2e_data import Encoded  # noqa: E402
-from files import InputError  # noqa: E402
+from harness.files import InputError  # noqa: E402
 from gpt2 import CONFIGS, GPT2  # noqa: E402
 from prefix import Prefix  # noqa: E402
-from settings import Settings, describe_machine  # noqa: E402
+from harness.settings import Settings  # noqa: E402
+from harness.machine import describe_machine  # noqa: E402
 
 PACKAGES = ("transformers", "peft")
 
@@ -55,7 +56,9 @@ class Contender:
                 self.pipe.send((method, arguments))
             answer = self.pipe.recv()
         except (EOFError, OSError):
-            raise InputError("a contender was ended from outside, most likely for want of memory: choose fewer --modes") from None
+            raise InputError(
+                "a contender was ended from outside, most likely for want of memory: choose fewer --modes"
+            ) from None
         if isinstance(answer, BaseException):
             raise answer
         return answer
@@ -85,7 +88,9 @@ def serve(pipe, device: str, make, arguments: tuple) -> None:
 
 def measure(method, arguments: tuple, device: str) -> dict:
     """Call the method; its result, seconds (a GPU has finished what it was given) and peak memory."""
-    wait, forget_peak, peak = gpu_clock(device) if device.startswith("cuda") else (lambda: None, forget_process_peak, process_peak)
+    wait, forget_peak, peak = (
+        gpu_clock(device) if device.startswith("cuda") else (lambda: None, forget_process_peak, process_peak)
+    )
     forget_peak()
     wait()
     began = time.perf_counter()
@@ -96,6 +101,7 @@ def measure(method, arguments: tuple, device: str) -> dict:
 
 def gpu_clock(device: str):
     """(wait until all is done, begin a new peak, megabytes that tensors had at the peak) of a CUDA device."""
+
     def megabytes() -> float:
         return torch.cuda.max_memory_allocated(device) / 1e6
 
@@ -228,7 +234,7 @@ def describe(script: str, settings: Settings, data: str | None) -> dict:
             versions[name] = importlib.metadata.version(name)
     return {
         "command": shlex.join(["python", f"benchmarks/{script}", *told(sys.argv[1:])]),
-        "machine": describe_machine(settings),
+        "machine": describe_machine(settings.device, settings.dtype),
         "versions": versions,
         "model": Path(settings.model).name + (", random weights" if weights_of(settings.model) else ""),
         "data": Path(data).name if data else "random tokens, as long as E2E's texts",
@@ -257,7 +263,9 @@ def show_contenders(report: dict, unit: str) -> None:
     print(f"\n{'':40}{unit:>14}{'(min - max)':>20}{'MB':>8}")
     for name, one in report["contenders"].items():
         every = one["every_round"]
-        print(f"{name:40}{one[key_of(unit)]:14.2f}{f'({min(every):.2f} - {max(every):.2f})':>20}{one['megabytes']:8.0f}")
+        print(
+            f"{name:40}{one[key_of(unit)]:14.2f}{f'({min(every):.2f} - {max(every):.2f})':>20}{one['megabytes']:8.0f}"
+        )
 
 
 def show_ratios(report: dict) -> None:

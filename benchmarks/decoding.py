@@ -17,7 +17,7 @@ token, the peer has min_new_tokens): about as many as E2E's sentences have. So i
 is printed. Larger batches make ours faster and the peer slower: with --peer_batch_size each side gets what suits it.
 
 Different: in bf16 ours computes the logits of the best words in fp32 (beams would tie; packed.py); the peer rounds them all.
-Ours has the C library keep freed memory in large pages, as evaluate.py does (`settings.keep_freed_memory`), the peer runs as it comes.
+Ours has the C library keep freed memory in large pages, as evaluate.py does (fast/memory.py), the peer runs as it comes.
 
 One at a time, in fp32, is how the paper's code decodes: the same with batches of one, ours and the peer's.
 
@@ -36,18 +36,29 @@ from pathlib import Path
 import torch
 
 from contenders import (
-    ROOT, Contender, check_peers, describe, peft_prefix, prompts_like_e2e, show_contenders, show_growth, show_head, show_ratios, spread,
-    transformers_gpt2, weights_of,
+    ROOT,
+    Contender,
+    check_peers,
+    describe,
+    peft_prefix,
+    prompts_like_e2e,
+    show_contenders,
+    show_growth,
+    show_head,
+    show_ratios,
+    spread,
+    transformers_gpt2,
+    weights_of,
 )  # fmt: skip (the first import of all: it makes the project's own files importable)
 
-from beam import beam_search
+from beam import NextWords, beam_search
 from e2e_data import encode_prompt, group_references, load_split, load_tokenizer
-from files import InputError, exit_on_input_error
+from harness.files import InputError, exit_on_input_error
 from gpt2 import CONFIGS
-from packed import pack
 from prefix import load_prefix
-from runs import load_run, save_learned, start_model, trained_file, write_json
-from settings import Settings, autocast, keep_freed_memory
+from harness.runs import load_run, save_learned, start_model, trained_file, write_json
+from harness.settings import Settings
+from harness.door import start_process
 from weights import load_config
 
 TABLES = 630  # E2E's test set
@@ -57,10 +68,14 @@ BEAM_SIZES, BATCH_SIZES = (1, 2, 3, 5, 10), (1, 4, 16, 32, 64)
 @exit_on_input_error
 def main() -> None:
     parser = argparse.ArgumentParser(allow_abbrev=False, description="Time beam search beside transformers.generate.")
-    parser.add_argument("--model", default="gpt2", help=f"{', '.join(CONFIGS)}, with random weights, or a folder (default: gpt2)")
+    parser.add_argument(
+        "--model", default="gpt2", help=f"{', '.join(CONFIGS)}, with random weights, or a folder (default: gpt2)"
+    )
     parser.add_argument("--modes", nargs="+", default=["finetune", "prefix"], choices=("finetune", "prefix"),
                         help="a model without and with a prefix of 5 (default: both)")  # fmt: skip
-    parser.add_argument("--dtype", default="auto", choices=("auto", "bf16", "fp32"), help="(default: bf16 where the hardware has it)")
+    parser.add_argument(
+        "--dtype", default="auto", choices=("auto", "bf16", "fp32"), help="(default: bf16 where the hardware has it)"
+    )
     parser.add_argument("--device", default="auto", help="cpu, cuda (default: cuda where there is one)")
     parser.add_argument("--rounds", type=int, default=3, help="rounds of each contender (default: 3)")
     parser.add_argument("--sentences", type=int, help="tables a round (default: a batch, and at least 32)")
@@ -73,9 +88,13 @@ def main() -> None:
     parser.add_argument("--data", help="a folder with E2E's files (default: random tokens of the same lengths)")
     parser.add_argument("--alone", action="store_true", help="without the peer")
     parser.add_argument("--scaling", action="store_true", help="also: how cost grows (ours, with a prefix)")
-    parser.add_argument("--out", type=Path, default=ROOT / "results" / "decoding.json", help="(default: results/decoding.json)")
+    parser.add_argument(
+        "--out", type=Path, default=ROOT / "results" / "decoding.json", help="(default: results/decoding.json)"
+    )
     given = parser.parse_args()
-    given.sentences = given.sentences if given.sentences is not None else (TABLES if given.long else max(32, given.batch_size))
+    given.sentences = (
+        given.sentences if given.sentences is not None else (TABLES if given.long else max(32, given.batch_size))
+    )
     given.single = given.single if given.single is not None else (32 if given.long else 4)
     given.peer_batch_size = given.peer_batch_size if given.peer_batch_size is not None else given.batch_size
     counts = ("rounds", "sentences", "beam_size", "batch_size", "peer_batch_size", "new_tokens")
@@ -84,13 +103,19 @@ def main() -> None:
     if not given.alone:
         check_peers()
 
-    settings = {mode: settings_of(given, mode) for mode in {**dict.fromkeys(given.modes), **({"prefix": None} if given.scaling else {})}}
+    settings = {
+        mode: settings_of(given, mode)
+        for mode in {**dict.fromkeys(given.modes), **({"prefix": None} if given.scaling else {})}
+    }
     first = settings[given.modes[0]]
     prompts = make_prompts(given, first)
     given.sentences = min(given.sentences, len(prompts))
     report = describe("decoding.py", first, given.data)
     report |= {name: getattr(given, name) for name in ("rounds", "sentences", "single", *counts[2:])}
-    show_head(report, f"beam {given.beam_size}, {given.new_tokens} new tokens, {given.rounds} rounds of {given.sentences} tables, in turn")
+    show_head(
+        report,
+        f"beam {given.beam_size}, {given.new_tokens} new tokens, {given.rounds} rounds of {given.sentences} tables, in turn",
+    )
     with tempfile.TemporaryDirectory() as folder:
         runs = {mode: make_run(Path(folder) / mode, s) for mode, s in settings.items()}
         report["contenders"], texts = take_turns(runs, first, prompts, given)
@@ -108,7 +133,9 @@ def main() -> None:
 
 def settings_of(given, mode: str) -> Settings:
     """A run's settings."""
-    return Settings(mode=mode, model=given.model, weights=weights_of(given.model), device=given.device, dtype=given.dtype).resolve()
+    return Settings(
+        mode=mode, model=given.model, weights=weights_of(given.model), device=given.device, dtype=given.dtype
+    ).resolve()
 
 
 def make_run(folder: Path, settings: Settings) -> Path:
@@ -129,7 +156,9 @@ def make_prompts(given, settings: Settings) -> list[list[int]]:
     else:
         prompts = prompts_like_e2e(TABLES, config.vocab_size)
     if max(map(len, prompts)) + given.new_tokens + 5 > config.n_positions:
-        raise InputError(f"{settings.model} has {config.n_positions} positions, too few for prompt, text and prefix: lower --new_tokens")
+        raise InputError(
+            f"{settings.model} has {config.n_positions} positions, too few for prompt, text and prefix: lower --new_tokens"
+        )
     return sorted(prompts, key=len)
 
 
@@ -147,17 +176,20 @@ class Ours:
     """What evaluate.py does with a batch."""
 
     def __init__(self, run: Path, device: str, dtype: str):
-        keep_freed_memory()
+        start_process(plain=False)
         self.settings, model = load_run(run, device=device, dtype=dtype)
-        self.model = pack(model)
+        self.engine = self.settings.engine
+        self.model = self.engine.ready_to_decode(model)
+        self.search = self.engine.in_precision(beam_search)
 
     def decode(self, batches: list[list[list[int]]], beam_size: int, new_tokens: int) -> list[list[int]]:
         """A text for each prompt, as ids."""
         end = self.model.config.vocab_size - 1
         found = []
         for prompts in batches:
-            with autocast(self.settings):
-                found += beam_search(self.model, prompts, end, beam_size, new_tokens, length_norm="output", banned=(end,))
+            found += self.search(
+                self.model, prompts, end, beam_size, new_tokens, "output", (end,), self.engine.choose(NextWords)
+            )
         return found
 
 
@@ -180,8 +212,12 @@ class Peer:
         found = []
         for prompts in batches:
             S = max(map(len, prompts))
-            ids = torch.tensor([[self.end] * (S - len(prompt)) + prompt for prompt in prompts], device=self.device)  # [B, S]
-            mask = torch.tensor([[0] * (S - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=self.device)  # [B, S]
+            ids = torch.tensor(
+                [[self.end] * (S - len(prompt)) + prompt for prompt in prompts], device=self.device
+            )  # [B, S]
+            mask = torch.tensor(
+                [[0] * (S - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=self.device
+            )  # [B, S]
             rows = self.model.generate(
                 input_ids=ids, attention_mask=mask, num_beams=beam_size, do_sample=False,
                 min_new_tokens=new_tokens, max_new_tokens=new_tokens, eos_token_id=self.end, pad_token_id=self.end,
@@ -257,14 +293,17 @@ def growth(run: Path, settings: Settings, prompts: list[list[int]], given) -> di
     """Ours with a prefix, one thing varied at a time: quantity -> its lines, each from a process of its own."""
     values = {"beam_size": BEAM_SIZES, "batch_size": BATCH_SIZES}
     return {
-        name: [{name: value, **alone(run, settings, prompts, given, **{name: value})} for value in these] for name, these in values.items()
+        name: [{name: value, **alone(run, settings, prompts, given, **{name: value})} for value in these]
+        for name, these in values.items()
     }
 
 
 def alone(run: Path, settings: Settings, prompts: list[list[int]], given, **changes) -> dict:
     """As many tables as in a round of the comparison, and at least one batch of the largest size."""
     how = {"beam_size": given.beam_size, "batch_size": given.batch_size} | changes
-    batches = in_batches(prompts, max(given.sentences, *BATCH_SIZES) if "batch_size" in changes else given.sentences, how["batch_size"])
+    batches = in_batches(
+        prompts, max(given.sentences, *BATCH_SIZES) if "batch_size" in changes else given.sentences, how["batch_size"]
+    )
     contender = Contender(Ours, run, settings.device, settings.dtype, device=settings.device)
     contender.call("decode", batches[:1], how["beam_size"], min(2, given.new_tokens))
     measured = contender.call("decode", batches, how["beam_size"], given.new_tokens)

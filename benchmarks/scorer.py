@@ -32,14 +32,16 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from files import InputError, exit_on_input_error, write_whole  # noqa: E402 (found through the line above)
+from harness.files import InputError, exit_on_input_error, write_atomic  # noqa: E402 (found through the line above)
 
 OUTPUTS, REFERENCES = 630, 4693  # E2E's test set
 
 
 @exit_on_input_error
 def main() -> None:
-    arguments = argparse.ArgumentParser(allow_abbrev=False, description="Time the five metrics beside the reference scorer.")
+    arguments = argparse.ArgumentParser(
+        allow_abbrev=False, description="Time the five metrics beside the reference scorer."
+    )
     arguments.add_argument("--hyp", type=Path, help="outputs (default: references with some words changed)")
     arguments.add_argument("--ref", type=Path, help="references, any form of metrics/read.py (default: made up)")
     arguments.add_argument("--repeat", type=int, default=3, help="runs of each (default: 3)")
@@ -57,7 +59,7 @@ def main() -> None:
     hypotheses, references = load_or_make(arguments.hyp, arguments.ref)
     report = compare(hypotheses, references, arguments.repeat)
     show(report)
-    with write_whole(arguments.out) as file:
+    with write_atomic(arguments.out) as file:
         file.write(json.dumps(report, indent=1) + "\n")
 
 
@@ -134,8 +136,12 @@ def change_words(text: str, words: list[str], rng: random.Random) -> str:
 
 def make_references(rng: random.Random) -> list[list[str]]:
     """As many segments and references as E2E's test set has, and as long: some 27 words, names and all."""
-    first = "Alder Amber Blue Bright Cedar Copper Crown Dolphin Eagle Falcon Golden Green Iron Maple Midnight Old".split()
-    second = "Anchor Barn Bridge Cellar Cottage Garden Gate Heron House Kettle Lantern Mill Oven Table Tavern Vine".split()
+    first = (
+        "Alder Amber Blue Bright Cedar Copper Crown Dolphin Eagle Falcon Golden Green Iron Maple Midnight Old".split()
+    )
+    second = (
+        "Anchor Barn Bridge Cellar Cottage Garden Gate Heron House Kettle Lantern Mill Oven Table Tavern Vine".split()
+    )
     foods = "Italian French Chinese English Indian Japanese Thai Greek Spanish fast".split()
     openings = (
         "{name} is a {kind} which serves {food} food",
@@ -167,9 +173,12 @@ def make_references(rng: random.Random) -> list[list[str]]:
             "yes": rng.choice(("not", "very")),
             "stars": rng.choice("135"),
         }
-        segments.append([
-            f"{rng.choice(openings)} {rng.choice(places)} . {rng.choice(details)}".format(**facts) for _ in range(size)
-        ])
+        segments.append(
+            [
+                f"{rng.choice(openings)} {rng.choice(places)} . {rng.choice(details)}".format(**facts)
+                for _ in range(size)
+            ]
+        )
     return segments
 
 
@@ -192,11 +201,15 @@ def work(worker: str, texts: Path) -> None:
     scores = WORKERS[worker](hypotheses, references)
     usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     unit = 1e6 if sys.platform == "darwin" else 1e3  # macOS counts bytes, Linux kilobytes
-    print(json.dumps({
-        "scores": scores,
-        "cpu_seconds": sum(usage.ru_utime + usage.ru_stime for usage in usages),
-        "megabytes": sum(usage.ru_maxrss for usage in usages) / unit,
-    }))
+    print(
+        json.dumps(
+            {
+                "scores": scores,
+                "cpu_seconds": sum(usage.ru_utime + usage.ru_stime for usage in usages),
+                "megabytes": sum(usage.ru_maxrss for usage in usages) / unit,
+            }
+        )
+    )
 
 
 def score_with_ours(hypotheses: list[str], references: list[list[str]]) -> dict:

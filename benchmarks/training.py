@@ -16,7 +16,7 @@ embeddings of width C. So the losses are equal too; those of the first batch are
 
 Different: peft runs this MLP once for each sentence of a batch, and in bf16, we run it once, in fp32; transformers computes logits
 for all tokens, we for the scored ones; under autocast it rounds frozen weights to bf16 anew in each step, we keep them so; ours has
-the C library keep freed memory in large pages, as train.py does (`settings.keep_freed_memory`), the peer runs as it comes.
+the C library keep freed memory in large pages, as train.py does (fast/memory.py), the peer runs as it comes.
 
 Each contender is a process of its own, and they train in turn: `--warm_up` steps that are not timed (on a CPU a
 kernel is compiled for each shape that is new, and a real run has met nearly all of its shapes early), then `--rounds` rounds of
@@ -32,16 +32,30 @@ from pathlib import Path
 import torch
 
 from contenders import (
-    ROOT, Contender, check_peers, describe, examples_like_e2e, peft_prefix, show_contenders, show_growth, show_head, show_ratios, spread,
-    transformers_gpt2, weights_of,
+    ROOT,
+    Contender,
+    check_peers,
+    describe,
+    examples_like_e2e,
+    peft_prefix,
+    show_contenders,
+    show_growth,
+    show_head,
+    show_ratios,
+    spread,
+    transformers_gpt2,
+    weights_of,
 )  # fmt: skip (the first import of all: it makes the project's own files importable)
 
-from e2e_data import Encoded, collate, encode, epoch_order, load_split, load_tokenizer
-from files import InputError, exit_on_input_error
+from e2e_data import Batch, Encoded, collate, encode, epoch_order, load_split, load_tokenizer
+from harness.files import InputError, exit_on_input_error
 from gpt2 import CONFIGS
-from runs import start_model, write_json
-from settings import Settings, autocast, keep_freed_memory
-from train import adamw, batch_loss, update
+from harness.runs import start_model, write_json
+from harness.settings import Settings
+from harness.door import start_process
+from harness.machine import autocast
+from harness.loop import scored_tokens
+from train import adamw, clip_gradients, summed_loss, update
 from weights import load_config
 
 PREFIX_LENS, BATCH_SIZES = (1, 5, 20, 100, 200), (1, 4, 10, 32, 64)
@@ -51,13 +65,21 @@ TOLERANCE = {"fp32": 1e-3, "bf16": 5e-2}  # nats a token
 @exit_on_input_error
 def main() -> None:
     parser = argparse.ArgumentParser(allow_abbrev=False, description="Time training beside transformers and peft.")
-    parser.add_argument("--model", default="gpt2", help=f"{', '.join(CONFIGS)}, with random weights, or a folder (default: gpt2)")
-    parser.add_argument("--modes", nargs="+", default=["prefix", "finetune"], choices=("prefix", "finetune"), help="(default: both)")
-    parser.add_argument("--dtype", default="auto", choices=("auto", "bf16", "fp32"), help="(default: bf16 where the hardware has it)")
+    parser.add_argument(
+        "--model", default="gpt2", help=f"{', '.join(CONFIGS)}, with random weights, or a folder (default: gpt2)"
+    )
+    parser.add_argument(
+        "--modes", nargs="+", default=["prefix", "finetune"], choices=("prefix", "finetune"), help="(default: both)"
+    )
+    parser.add_argument(
+        "--dtype", default="auto", choices=("auto", "bf16", "fp32"), help="(default: bf16 where the hardware has it)"
+    )
     parser.add_argument("--device", default="auto", help="cpu, cuda (default: cuda where there is one)")
     parser.add_argument("--rounds", type=int, help="rounds of each contender (default: 5)")
     parser.add_argument("--steps", type=int, help="steps a round (default: 6)")
-    parser.add_argument("--warm_up", type=int, default=12, help="steps of each contender before the rounds, not timed (default: 12)")
+    parser.add_argument(
+        "--warm_up", type=int, default=12, help="steps of each contender before the rounds, not timed (default: 12)"
+    )
     parser.add_argument("--long", action="store_true", help="15 rounds of 20 steps")
     parser.add_argument("--batch_size", type=int, default=10, help="examples a step (default: 10)")
     parser.add_argument("--prefix_len", type=int, default=5, help="positions of the prefix (default: 5)")
@@ -65,8 +87,12 @@ def main() -> None:
     parser.add_argument("--data", help="a folder with E2E's files (default: random tokens of the same lengths)")
     parser.add_argument("--alone", action="store_true", help="without the peer")
     parser.add_argument("--scaling", action="store_true", help="also: how cost grows (ours, prefix mode)")
-    parser.add_argument("--sizes", nargs="+", help="models for --scaling (default: gpt2 gpt2-medium, or --model's folder)")
-    parser.add_argument("--out", type=Path, default=ROOT / "results" / "training.json", help="(default: results/training.json)")
+    parser.add_argument(
+        "--sizes", nargs="+", help="models for --scaling (default: gpt2 gpt2-medium, or --model's folder)"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=ROOT / "results" / "training.json", help="(default: results/training.json)"
+    )
     given = parser.parse_args()
     given.rounds = given.rounds if given.rounds is not None else (15 if given.long else 5)
     given.steps = given.steps if given.steps is not None else (20 if given.long else 6)
@@ -78,7 +104,12 @@ def main() -> None:
     settings = {mode: settings_of(given, mode=mode) for mode in given.modes}
     batches = make_batches(given, settings[given.modes[0]], given.warm_up + given.rounds * given.steps)
     report = describe("training.py", settings[given.modes[0]], given.data)
-    report |= {"batch_size": given.batch_size, "warm_up_steps": given.warm_up, "rounds": given.rounds, "steps_a_round": given.steps}
+    report |= {
+        "batch_size": given.batch_size,
+        "warm_up_steps": given.warm_up,
+        "rounds": given.rounds,
+        "steps_a_round": given.steps,
+    }
     show_head(report, f"batches of {given.batch_size}, {given.rounds} rounds of {given.steps} steps, in turn")
     report["contenders"] = take_turns(settings, batches, given)
     report["ratios"] = ratios(report["contenders"])
@@ -106,12 +137,18 @@ def make_batches(given, settings: Settings, n: int) -> list[list[Encoded]]:
     room = config.n_positions - (settings.prefix_len or given.prefix_len)
     if given.data:
         examples = load_split(given.data, "train")
-        order = [i for epoch in range(1 + n * size // len(examples)) for i in epoch_order(len(examples), settings.seed, epoch)]
+        order = [
+            i
+            for epoch in range(1 + n * size // len(examples))
+            for i in epoch_order(len(examples), settings.seed, epoch)
+        ]
         encoded = encode(load_tokenizer(settings.model), [examples[i] for i in order[: n * size]], room)
     else:
         encoded = examples_like_e2e(n * size, config.vocab_size)
         if max(len(ids) for ids, _ in encoded) > room:
-            raise InputError(f"{settings.model} has {config.n_positions} positions, too few for E2E beside the prefix: choose another")
+            raise InputError(
+                f"{settings.model} has {config.n_positions} positions, too few for E2E beside the prefix: choose another"
+            )
     return [encoded[i * size : (i + 1) * size] for i in range(n)]
 
 
@@ -122,26 +159,33 @@ class Ours:
     """What train.py does with a batch."""
 
     def __init__(self, settings: Settings):
-        keep_freed_memory()
-        self.settings = settings
+        start_process(plain=False)
+        self.settings, engine = settings, settings.engine
+        self.loss_of = engine.in_precision(engine.choose(summed_loss))
+        self.clip = engine.choose(clip_gradients)
         self.model, prefix = start_model(settings)
         self.learned = self.model if prefix is None else prefix
-        self.optimizer = adamw(self.learned.parameters(), settings)
+        self.optimizer = adamw(self.learned.parameters(), settings.lr, settings.weight_decay)
         self.pad = self.model.config.vocab_size - 1
 
     def loss(self, examples: list[Encoded]) -> float:
         """Nats a target token, without dropout."""
         self.model.eval()
-        with autocast(self.settings):
-            total = batch_loss(self.model, collate(examples, self.pad).to(self.settings.device))
-        return total.item() / scored(examples)
+        return self.loss_of(self.model, self.collated(examples)).item() / scored_tokens(examples)
 
     def train(self, batches: list[list[Encoded]]) -> list[float]:
         """A step on each; the loss of each, in nats a target token."""
         s = self.settings
         self.model.train(s.dropout > 0)
-        losses = [update(self.model, self.learned, self.optimizer, examples, s.lr, s, self.pad)[0] for examples in batches]
-        return [float(loss) / scored(examples) for loss, examples in zip(losses, batches)]
+        losses = []
+        for examples in batches:
+            n, batch = scored_tokens(examples), self.collated(examples)
+            loss, _ = update(self.model, self.optimizer, [batch], n, s.lr, s.clip, self.loss_of, self.clip)
+            losses.append(loss / n)
+        return losses
+
+    def collated(self, examples: list[Encoded]) -> Batch:
+        return collate(examples, self.pad).to(self.settings.device)
 
 
 class Peer:
@@ -157,7 +201,7 @@ class Peer:
             self.model, self.options = peft_prefix(self.model, prefix, settings.mid_dim), {}
         self.model.to(settings.device)
         self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        self.optimizer = adamw(self.parameters, settings)
+        self.optimizer = adamw(self.parameters, settings.lr, settings.weight_decay)
 
     def forward(self, examples: list[Encoded]) -> torch.Tensor:
         """The mean loss over the batch's target tokens."""
@@ -166,7 +210,7 @@ class Peer:
         mask = torch.tensor([[1] * len(ids) + [0] * (T - len(ids)) for ids, _ in examples])  # [B, T]
         labels = torch.tensor([[-100] * n + ids[n:] + [-100] * (T - len(ids)) for ids, n in examples])  # [B, T]
         ids, mask, labels = (tensor.to(self.settings.device) for tensor in (ids, mask, labels))
-        with autocast(self.settings):
+        with autocast(self.settings.device, self.settings.dtype):
             return self.model(input_ids=ids, attention_mask=mask, labels=labels, **self.options).loss
 
     def loss(self, examples: list[Encoded]) -> float:
@@ -188,11 +232,6 @@ class Peer:
         return [loss.item() for loss in losses]  # only now: a GPU need not be waited for in each step
 
 
-def scored(examples: list[Encoded]) -> int:
-    """Target tokens of a batch."""
-    return sum(len(ids) - n_prompt for ids, n_prompt in examples)
-
-
 # ----------------------------------------------------------------------------- the comparison
 
 
@@ -200,13 +239,21 @@ def take_turns(settings: dict[str, Settings], batches: list[list[Encoded]], give
     """The first batches to warm up with, then the rounds. name -> figures."""
     sides = {"ours": Ours} if given.alone else {"ours": Ours, "peer": Peer}
     contenders = {
-        f"{mode}, {side}": Contender(make, s, device=s.device) for mode, s in settings.items() for side, make in sides.items()
+        f"{mode}, {side}": Contender(make, s, device=s.device)
+        for mode, s in settings.items()
+        for side, make in sides.items()
     }
     figures = {}
     for name, contender in contenders.items():
         first_loss = contender.call("loss", batches[0])["result"]
         losses = contender.call("train", batches[: given.warm_up])["result"]
-        figures[name] = {"examples_per_s": 0.0, "every_round": [], "megabytes": 0.0, "first_loss": first_loss, "losses": losses}
+        figures[name] = {
+            "examples_per_s": 0.0,
+            "every_round": [],
+            "megabytes": 0.0,
+            "first_loss": first_loss,
+            "losses": losses,
+        }
     for start in range(given.warm_up, len(batches), given.steps):
         piece = batches[start : start + given.steps]
         for name, contender in contenders.items():
@@ -248,7 +295,10 @@ def growth(given) -> dict[str, list[dict]]:
     """Ours in prefix mode, one thing varied at a time: quantity -> its lines, each from a process of its own."""
     sizes = given.sizes or (["gpt2", "gpt2-medium"] if given.model in CONFIGS else [given.model])
     values = {"prefix_len": PREFIX_LENS, "batch_size": BATCH_SIZES, "model": sizes}
-    return {name: [{name: show_value(value), **alone(given, name, value)} for value in these] for name, these in values.items()}
+    return {
+        name: [{name: show_value(value), **alone(given, name, value)} for value in these]
+        for name, these in values.items()
+    }
 
 
 def alone(given, name: str, value) -> dict:

@@ -17,12 +17,11 @@ import argparse
 import time
 from pathlib import Path
 
-import torch
 from torch.profiler import ProfilerActivity, profile
 
 from contenders import ROOT, describe, show_head
-from files import InputError, exit_on_input_error
-from runs import write_json
+from harness.files import InputError, exit_on_input_error
+from harness.runs import write_json
 from training import Ours, make_batches, settings_of
 
 # Operators by what they are for. Whatever is in none of these is "other operators".
@@ -30,8 +29,23 @@ KINDS = {
     "products with weights": ("mm", "addmm"),
     "attention's products": ("bmm", "baddbmm"),
     "gelu": ("gelu", "gelu_backward"),
-    "softmax, of attention and over the vocabulary": ("_softmax", "_softmax_backward_data", "_log_softmax", "exp_", "scatter_add_"),
-    "copies: casts, padding, heads": ("copy_", "cat", "index_select", "index_copy_", "clone", "fill_", "index_add_", "index"),
+    "softmax, of attention and over the vocabulary": (
+        "_softmax",
+        "_softmax_backward_data",
+        "_log_softmax",
+        "exp_",
+        "scatter_add_",
+    ),
+    "copies: casts, padding, heads": (
+        "copy_",
+        "cat",
+        "index_select",
+        "index_copy_",
+        "clone",
+        "fill_",
+        "index_add_",
+        "index",
+    ),
     "sums, residuals, scaling": ("add", "add_", "mul", "mul_", "div", "div_", "sum", "ge_"),
     "layer norm": ("native_layer_norm", "native_layer_norm_backward"),
     "norm of the gradient, AdamW": ("linalg_vector_norm", "_fused_adamw_"),
@@ -41,18 +55,32 @@ KINDS = {
 @exit_on_input_error
 def main() -> None:
     parser = argparse.ArgumentParser(allow_abbrev=False, description="Where the time of a training step goes.")
-    parser.add_argument("--model", default="gpt2", help="gpt2 .. gpt2-xl, with random weights, or a folder (default: gpt2)")
-    parser.add_argument("--modes", nargs="+", default=["prefix", "finetune"], choices=("prefix", "finetune"), help="(default: both)")
-    parser.add_argument("--dtype", default="auto", choices=("auto", "bf16", "fp32"), help="(default: bf16 where the hardware has it)")
+    parser.add_argument(
+        "--model", default="gpt2", help="gpt2 .. gpt2-xl, with random weights, or a folder (default: gpt2)"
+    )
+    parser.add_argument(
+        "--modes", nargs="+", default=["prefix", "finetune"], choices=("prefix", "finetune"), help="(default: both)"
+    )
+    parser.add_argument(
+        "--dtype", default="auto", choices=("auto", "bf16", "fp32"), help="(default: bf16 where the hardware has it)"
+    )
     parser.add_argument("--steps", type=int, default=20, help="steps that are looked at (default: 20)")
     parser.add_argument("--warm_up", type=int, default=12, help="steps before (default: 12)")
-    parser.add_argument("--out", type=Path, default=ROOT / "results" / "where_time_goes.json", help="(default: results/where_time_goes.json)")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=ROOT / "results" / "where_time_goes.json",
+        help="(default: results/where_time_goes.json)",
+    )
     given = parser.parse_args()
     if min(given.steps, given.warm_up) < 1:
         raise InputError("--steps and --warm_up must be at least 1")
     given.device, given.dropout, given.batch_size, given.prefix_len, given.data = "cpu", None, 10, 5, None
     settings = {mode: settings_of(given, mode=mode) for mode in given.modes}
-    report = describe("where_time_goes.py", settings[given.modes[0]], None) | {"batch_size": given.batch_size, "steps": given.steps}
+    report = describe("where_time_goes.py", settings[given.modes[0]], None) | {
+        "batch_size": given.batch_size,
+        "steps": given.steps,
+    }
     show_head(report, f"batches of {given.batch_size}, {given.steps} steps")
     batches = make_batches(given, settings[given.modes[0]], given.warm_up + 2 * given.steps)
     report["modes"] = {mode: look_at(Ours(s), batches, given.steps) for mode, s in settings.items()}
@@ -90,10 +118,14 @@ def look_at(ours: Ours, batches: list, steps: int) -> dict:
 
 
 def show(mode: str, found: dict) -> None:
-    print(f"\n{mode}: a step takes {found['ms_a_step']:.0f} ms ({found['ms_a_step_profiled']:.0f} ms under the profiler)")
+    print(
+        f"\n{mode}: a step takes {found['ms_a_step']:.0f} ms ({found['ms_a_step_profiled']:.0f} ms under the profiler)"
+    )
     for kind, ms in sorted(found["ms"].items(), key=lambda pair: -pair[1]):
         print(f"{kind:48}{ms:8.1f} ms{100 * ms / found['ms_a_step_profiled']:6.1f} %")
-    print(f"{found['gflop_a_step']:.0f} GFLOP a step: {found['tflop_per_s_of_products']:.2f} TFLOP/s in products, {found['tflop_per_s']:.2f} in all")
+    print(
+        f"{found['gflop_a_step']:.0f} GFLOP a step: {found['tflop_per_s_of_products']:.2f} TFLOP/s in products, {found['tflop_per_s']:.2f} in all"
+    )
 
 
 if __name__ == "__main__":

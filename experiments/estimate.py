@@ -12,16 +12,15 @@ import time
 from dataclasses import replace
 from typing import NamedTuple
 
-import torch
-
-from e2e_data import encode, group_references, load_split, load_tokenizer
-from evaluate import decode
+from e2e_data import collate, encode, group_references, load_split, load_tokenizer
+from evaluate import decode_with
 from experiments.grid import Run
 from experiments.record import machine_class
-from packed import pack
-from runs import place, start_model
-from settings import Settings, describe_machine
-from train import adamw, update, validation_loss
+from harness.loop import validation_loss
+from harness.machine import describe_machine
+from harness.runs import start_model
+from harness.settings import Settings
+from train import adamw, clip_gradients, summed_loss, update
 from weights import load_config
 
 TIMED_STEPS, TIMED_EXAMPLES, TIMED_TABLES = 4, 64, 8
@@ -47,7 +46,7 @@ def validations(run: Run) -> int:
 
 def from_rows(rows: dict[str, dict[str, str]], settings: Settings) -> dict[str, Cost]:
     """The median costs of finished runs, by kind, of those that ran on such a machine."""
-    machine = describe_machine(settings)
+    machine = describe_machine(settings.device, settings.dtype)
     own_class = (machine_class(machine), machine["dtype"])
     here = [row for row in rows.values() if (row["machine"], row["dtype"]) == own_class and int(row["steps"])]
     costs = {}
@@ -65,30 +64,34 @@ def measure(settings: Settings) -> Cost:
     """A few steps, a part of a validation, a few tables decoded, each scaled up to the whole."""
     tokenizer = load_tokenizer(settings.model)
     pad, room = tokenizer.eot_token, load_config(settings.model).n_positions - (settings.prefix_len or 0)
-    model, prefix = start_model(replace(settings, init_text=None))  # fitting it to words takes its time, and changes nothing here
+    model, prefix = start_model(
+        replace(settings, init_text=None)
+    )  # fitting it to words takes its time, and changes nothing here
     learned = model if prefix is None else prefix
-    optimizer = adamw(learned.parameters(), settings)
-    n = settings.batch_size
+    optimizer = adamw(learned.parameters(), settings.lr, settings.weight_decay)
+    engine, n = settings.engine, settings.batch_size
+    loss_of, clip = engine.in_precision(engine.choose(summed_loss)), engine.choose(clip_gradients)
     examples = encode(tokenizer, load_split(settings.data, "train")[: (TIMED_STEPS + 1) * n], room)
     model.train(settings.dropout > 0)
     for step in range(TIMED_STEPS + 1):
         if step == 1:  # the first one warms up
             began = time.monotonic()
-        update(model, learned, optimizer, [examples[i % len(examples)] for i in range(step * n, (step + 1) * n)], 0.0, settings, pad)
+        batch = collate([examples[i % len(examples)] for i in range(step * n, (step + 1) * n)], pad).to(settings.device)
+        update(model, optimizer, [batch], n, 0.0, settings.clip, loss_of, clip)
     per_step = (time.monotonic() - began) / TIMED_STEPS
 
     model.eval()
     valid = load_split(settings.data, "valid")
     part = encode(tokenizer, valid[:TIMED_EXAMPLES], room)
     began = time.monotonic()
-    validation_loss(model, part, settings, pad)
+    validation_loss(model, part, loss_of, pad, settings.device)
     per_validation = (time.monotonic() - began) * len(valid) / len(part)
 
     sources = list(group_references(load_split(settings.data, "test")))
     if prefix is None:
-        place(model.requires_grad_(False), None, settings)  # as evaluation loads it
+        engine.to_device_and_freeze(model.requires_grad_(False))  # as evaluation loads it
     began = time.monotonic()
-    decode(pack(model), tokenizer, sources[:TIMED_TABLES], settings)
+    decode_with(engine, model, tokenizer, sources[:TIMED_TABLES], **settings.search)
     return Cost(per_step, per_validation, (time.monotonic() - began) * len(sources) / len(sources[:TIMED_TABLES]))
 
 

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from experiments.grid import POSTER_LENGTHS, POSTER_MINUTES
 from experiments.record import E2E, read_rows
 from experiments.summary import Summary, relative_time
-from files import InputError
+from harness.files import InputError
 
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#767676"
 COLOURS = {"prefix": BLUE, "infix": ORANGE, "embedding": GREEN, "finetune": RED, "zero-shot": GREY}
@@ -63,7 +63,11 @@ def length(results: Path, cells: Cells) -> Figure | None:
     """BLEU by prefix length: prefix, infix, embedding-only; fine-tuning as a line; the poster's curve. None for fewer than two lengths."""
     figure, (axes,) = new(7.5, 5.6)
     lengths = set()
-    for mode, label, marker in (("prefix", "prefix", "o"), ("infix", "infix", "s"), ("embedding", "embedding-only", "^")):
+    for mode, label, marker in (
+        ("prefix", "prefix", "o"),
+        ("infix", "infix", "s"),
+        ("embedding", "embedding-only", "^"),
+    ):
         points = [(P, *bleu(cells[f"{mode}{P}"])) for P in (1, 3, 5, 10, 20, 40) if f"{mode}{P}" in cells]
         if points:
             x, y, spread = zip(*points)
@@ -98,11 +102,26 @@ def modes(results: Path, cells: Cells) -> Figure | None:
         return None
     figure, panels = new(9, 1.4 + 0.5 * len(names), 2, sharey=True)
     places = range(len(names))[::-1]
-    for axes, column, label in ((panels[0], "BLEU", of_test_set(cells)), (panels[1], "values_said", "table values said, %")):
+    for axes, column, label in (
+        (panels[0], "BLEU", of_test_set(cells)),
+        (panels[1], "values_said", "table values said, %"),
+    ):
         for place, name in zip(places, names):
             value, spread = 100 * cells[name].mean(column), cells[name].spread(column)
-            axes.barh(place, value, color=COLOURS[cells[name].first["mode"]], height=0.65, xerr=None if spread is None else 100 * spread)
-            axes.annotate(f"{value:.1f}", (value + 100 * (spread or 0), place), xytext=(8, 0), textcoords="offset points", va="center")
+            axes.barh(
+                place,
+                value,
+                color=COLOURS[cells[name].first["mode"]],
+                height=0.65,
+                xerr=None if spread is None else 100 * spread,
+            )
+            axes.annotate(
+                f"{value:.1f}",
+                (value + 100 * (spread or 0), place),
+                xytext=(8, 0),
+                textcoords="offset points",
+                va="center",
+            )
         axes.set_xlabel(label)
         axes.set_xlim(0, max(axes.get_xlim()[1], 1) * 1.2)
     panels[0].set_yticks(list(places), [cells[name].label for name in names])
@@ -111,7 +130,13 @@ def modes(results: Path, cells: Cells) -> Figure | None:
 
 def loss(results: Path, cells: Cells) -> Figure | None:
     """Training and validation loss over the examples seen; of several seeds the mean, and the range as a band."""
-    shown = {"finetune": ("-", "D"), "prefix5": ("-", "o"), "prefix5-direct": ("--", "v"), "infix10": ("-", "s"), "embedding10": ("-", "^")}
+    shown = {
+        "finetune": ("-", "D"),
+        "prefix5": ("-", "o"),
+        "prefix5-direct": ("--", "v"),
+        "infix10": ("-", "s"),
+        "embedding10": ("-", "^"),
+    }
     curves = {name: read_curves(results, cells[name]) for name in shown if name in cells}
     if not curves:
         return None
@@ -120,11 +145,17 @@ def loss(results: Path, cells: Cells) -> Figure | None:
         for name, (thousands, losses) in curves.items():
             line, marker = shown[name]
             colour = COLOURS[cells[name].first["mode"]]
-            points = [(x, [run[column] for run in runs]) for x, runs in zip(thousands, losses) if all(run[column] for run in runs)]
+            points = [
+                (x, [run[column] for run in runs])
+                for x, runs in zip(thousands, losses)
+                if all(run[column] for run in runs)
+            ]
             x, values = [x for x, _ in points], [[float(v) for v in values] for _, values in points]
             axes.plot(x, [sum(v) / len(v) for v in values], line, color=colour, marker=marker if column == "valid_loss" else "",
                       label=cells[name].label if column == "valid_loss" else None)  # fmt: skip
-            axes.fill_between(x, [min(v) for v in values], [max(v) for v in values], color=colour, alpha=0.2, linewidth=0)
+            axes.fill_between(
+                x, [min(v) for v in values], [max(v) for v in values], color=colour, alpha=0.2, linewidth=0
+            )
         axes.set_xlabel("examples seen, thousands")
         axes.set_ylabel(f"{label} loss, nats a token")
         axes.grid(alpha=0.3)
@@ -136,15 +167,25 @@ def read_curves(results: Path, cell: Summary) -> tuple[list[float], list[list[di
     """(thousands of examples, and for each of them the runs' lines) of a cell's curves, where all its runs have one."""
     for row in cell.rows:
         if not (results / "curves" / f"{row['run']}.csv").exists():
-            raise InputError(f"{results / 'curves'} has no {row['run']}.csv, though runs.csv has the run: put it back, or delete the row")
-    runs = [{int(line["step"]): line for line in read_rows(results / "curves" / f"{row['run']}.csv")} for row in cell.rows]
+            raise InputError(
+                f"{results / 'curves'} has no {row['run']}.csv, though runs.csv has the run: put it back, or delete the row"
+            )
+    runs = [
+        {int(line["step"]): line for line in read_rows(results / "curves" / f"{row['run']}.csv")} for row in cell.rows
+    ]
     steps = [step for step in runs[0] if all(step in run for run in runs)]
-    return [step * int(cell.first["batch_size"]) / 1000 for step in steps], [[run[step] for run in runs] for step in steps]
+    return [step * int(cell.first["batch_size"]) / 1000 for step in steps], [
+        [run[step] for run in runs] for step in steps
+    ]
 
 
 def time(results: Path, cells: Cells) -> Figure | None:
     """Training time a step beside fine-tuning's on the same machine; the poster's ratio."""
-    names = [name for name in ("finetune", "prefix1", "prefix5", "prefix20", "prefix40", "infix10", "embedding10") if name in cells]
+    names = [
+        name
+        for name in ("finetune", "prefix1", "prefix5", "prefix20", "prefix40", "infix10", "embedding10")
+        if name in cells
+    ]
     ratios = {name: relative_time(cells[name], cells) for name in names}
     ratios = {name: ratio for name, ratio in ratios.items() if ratio is not None}
     if len(ratios) < 2:
@@ -155,7 +196,9 @@ def time(results: Path, cells: Cells) -> Figure | None:
         cell = cells[name]
         unit = cell.mean("training_seconds") / ratio
         spread = cell.spread("training_seconds")
-        axes.barh(place, ratio, color=COLOURS[cell.first["mode"]], height=0.65, xerr=None if spread is None else spread / unit)
+        axes.barh(
+            place, ratio, color=COLOURS[cell.first["mode"]], height=0.65, xerr=None if spread is None else spread / unit
+        )
         axes.annotate(f"{ratio:.2f}   {cell.mean('training_seconds') / 60:.1f} min", (ratio + (spread or 0) / unit, place), xytext=(8, 0),
                       textcoords="offset points", va="center")  # fmt: skip
     poster = POSTER_MINUTES["prefix5"] / POSTER_MINUTES["finetune"]
@@ -176,7 +219,10 @@ def low_data(results: Path, cells: Cells) -> Figure | None:
         return None
     figure, (axes,) = new(7, 5)
     # a little aside of each other, so that the spreads can be told apart
-    for mode, label, marker, aside in (("prefix", "prefix, begins as words", "o", 0.98), ("finetune", "fine-tune", "D", 1.02)):
+    for mode, label, marker, aside in (
+        ("prefix", "prefix, begins as words", "o", 0.98),
+        ("finetune", "fine-tune", "D", 1.02),
+    ):
         points = [(aside * n, *bleu(cells[f"low{n}-{mode}"])) for n in sizes if f"low{n}-{mode}" in cells]
         if points:
             x, y, spread = zip(*points)

@@ -16,12 +16,15 @@ import math
 from dataclasses import dataclass, field, replace
 
 from e2e_data import load_split
-from files import InputError
-from settings import Settings, init_tokens
+from harness.files import InputError
+from harness.settings import Settings, init_tokens
 
 WORDS = "table-to-text:"  # what the prefix begins as with few data (the paper), and what the untuned model is told
 SEEDS = (101, 102, 103)
-LOW_DATA_STEPS = {"prefix": {50: 200, 100: 200, 200: 200, 500: 400}, "finetune": {50: 100, 100: 100, 200: 200, 500: 400}}
+LOW_DATA_STEPS = {
+    "prefix": {50: 200, 100: 200, 200: 200, 500: 400},
+    "finetune": {50: 100, 100: 100, 200: 200, 500: 400},
+}
 LOW_DATA = {"warmup_steps": 100, "keep": "best"}
 
 # The paper's code has rates for the prefix and for fine-tuning, with all data and with few; the relatives take the prefix's.
@@ -63,12 +66,21 @@ def grid(n_words: int) -> list[Cell]:
         Cell(f"prefix{P}", f"prefix, P = {P}", {"mode": "prefix", "prefix_len": P}, "prefix", all_seeds=P == 5)
         for P in (5, 1, 3, 10, 20, 40)
     ]
-    for mode, name in (("infix", "infix"), ("embedding", "embedding-only")):  # infix is near the prefix: seeds tell how near
+    for mode, name in (
+        ("infix", "infix"),
+        ("embedding", "embedding-only"),
+    ):  # infix is near the prefix: seeds tell how near
         cells += [
-            Cell(f"{mode}{P}", f"{name}, P = {P}", {"mode": mode, "prefix_len": P}, mode, all_seeds=mode == "infix") for P in (1, 10, 20)
+            Cell(f"{mode}{P}", f"{name}, P = {P}", {"mode": mode, "prefix_len": P}, mode, all_seeds=mode == "infix")
+            for P in (1, 10, 20)
         ]
     cells += [
-        Cell("prefix5-direct", "prefix, P = 5, without the MLP", {"mode": "prefix", "prefix_len": 5, "no_reparam": True}, "direct"),
+        Cell(
+            "prefix5-direct",
+            "prefix, P = 5, without the MLP",
+            {"mode": "prefix", "prefix_len": 5, "no_reparam": True},
+            "direct",
+        ),
         Cell("init-random", "begins at random", {"mode": "prefix", "prefix_len": n_words}, "prefix"),
         Cell("init-words", f"begins as “{WORDS}”", {"mode": "prefix", "init_text": WORDS}, "prefix"),
     ]
@@ -130,4 +142,6 @@ def cell_settings(given: Settings, cell: Cell, seed: int, lr: float, n_train: in
 def check_families(rates: dict[str, float], where: str) -> None:
     """Raise InputError when a family of the grid lacks its rate."""
     if missing := PUBLISHED_RATES.keys() - rates.keys():
-        raise InputError(f"{where} has no learning rate for {', '.join(sorted(missing))}: run python experiments/search.py for this model")
+        raise InputError(
+            f"{where} has no learning rate for {', '.join(sorted(missing))}: run python experiments/search.py for this model"
+        )

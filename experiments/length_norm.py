@@ -24,8 +24,8 @@ import metrics
 from beam import LENGTH_NORMS
 from evaluate import evaluate_run
 from experiments.record import number, read_rows, read_runs, write_rows
-from files import InputError, exit_on_input_error, read_text, write_whole
-from settings import keep_freed_memory
+from harness.door import start_process
+from harness.files import InputError, exit_on_input_error, read_text, write_atomic
 
 ROOT = Path(__file__).resolve().parents[1]
 COLUMNS = ("run", "length_norm", *metrics.CORPUS_KEYS, "words_a_text")
@@ -47,8 +47,12 @@ def words_a_text(texts: str) -> float:
 @exit_on_input_error
 def main(argv: list[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(allow_abbrev=False, description="Decode finished runs again with each length_norm.")
-    parser.add_argument("--results", type=Path, required=True, help="a folder that reproduce.py wrote, e.g. results/mini")
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False, description="Decode finished runs again with each length_norm."
+    )
+    parser.add_argument(
+        "--results", type=Path, required=True, help="a folder that reproduce.py wrote, e.g. results/mini"
+    )
     parser.add_argument("--runs", type=Path, help="folder of the runs' folders (default: runs/MODEL-grid)")
     only_help = "runs by name, with * and ? (default: all that were trained)"
     parser.add_argument("--only", nargs="+", metavar="PATTERN", default=["*"], help=only_help)
@@ -61,14 +65,14 @@ def main(argv: list[str] | None = None) -> None:
     if not names:
         missing = f"{results / 'runs.csv'} has no run {' '.join(given.only)} that was trained"
         raise InputError(f"{missing}: run python experiments/reproduce.py first")
-    keep_freed_memory()
+    start_process(plain=False)
     path = results / "length_norm.csv"
     rows = {(row["run"], row["length_norm"]): row for row in read_rows(path)}
     for name in names:
         for norm in LENGTH_NORMS:
             scores, texts = decoded(folder / name, norm, trained[name], given.device)
             if norm != trained[name]["length_norm"]:
-                with write_whole(results / "outputs" / f"{name}-length_norm_{norm}.txt") as file:
+                with write_atomic(results / "outputs" / f"{name}-length_norm_{norm}.txt") as file:
                     file.write(texts)
             rows[name, norm] = {"run": name, "length_norm": norm, "words_a_text": number(words_a_text(texts), 1)}
             rows[name, norm] |= {key: number(scores.get(key), 6) for key in metrics.CORPUS_KEYS}

@@ -18,10 +18,10 @@ from pathlib import Path
 
 import metrics
 from e2e_data import SHA256, group_references, load_split
-from evaluate import SEARCHED
 from experiments.grid import Run
 from experiments.slots import SlotChecker, shares
-from files import InputError, alone_in, read_text, sha256_of, write_whole
+from harness.files import InputError, lock_folder, read_text, sha256_of, write_atomic
+from harness.settings import SEARCH
 
 ROOT = Path(__file__).resolve().parents[1]
 E2E = "E2E, the paper's files"
@@ -34,8 +34,29 @@ SETTINGS = (
 )  # fmt: skip
 SCORES = (*metrics.CORPUS_KEYS, "values_said", "values_invented")  # share of the tables' values; values a table
 SIZES = ("parameters_gpt2", "parameters_trained", "parameters_stored", "bytes_on_disk")
-COSTS = ("training_examples", "training_seconds", "examples_per_s", "validations", "validation_seconds", "tables", "decoding_seconds")
-COLUMNS = ("run", *SETTINGS, *SCORES, *SIZES, *COSTS, "valid_loss", "best_valid_loss", "machine", "dtype", "torch", "signature", "revision")
+COSTS = (
+    "training_examples",
+    "training_seconds",
+    "examples_per_s",
+    "validations",
+    "validation_seconds",
+    "tables",
+    "decoding_seconds",
+)
+COLUMNS = (
+    "run",
+    *SETTINGS,
+    *SCORES,
+    *SIZES,
+    *COSTS,
+    "valid_loss",
+    "best_valid_loss",
+    "machine",
+    "dtype",
+    "torch",
+    "signature",
+    "revision",
+)
 SAMPLE_COLUMNS = ("which", "score", "value", "table", "output", "reference", "omitted", "invented")
 
 
@@ -49,7 +70,7 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 
 def write_rows(path: Path, columns: tuple[str, ...], rows: list[dict]) -> None:
     """Write a CSV file whole."""
-    with write_whole(path) as file:
+    with write_atomic(path) as file:
         writer = csv.DictWriter(file, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
@@ -74,7 +95,9 @@ def number(value: float | None, digits: int) -> str:
 @lru_cache
 def data_label(folder: str | None) -> str:
     """ "E2E, the paper's files", by their checksums and not by where they lie; else the folder's name."""
-    if folder is None or all((Path(folder) / name).exists() and sha256_of(Path(folder) / name) == sha for name, sha in SHA256.items()):
+    if folder is None or all(
+        (Path(folder) / name).exists() and sha256_of(Path(folder) / name) == sha for name, sha in SHA256.items()
+    ):
         return E2E
     return Path(folder).resolve().name
 
@@ -105,7 +128,11 @@ def is_recorded(results: Path, run: Run) -> bool:
     row = read_runs(results).get(run.name)
     if row is None:
         return False
-    differ = [f"{name} {row[name] or 'none'}, not {value or 'none'}" for name, value in identity(run).items() if row[name] != value]
+    differ = [
+        f"{name} {row[name] or 'none'}, not {value or 'none'}"
+        for name, value in identity(run).items()
+        if row[name] != value
+    ]
     if differ:
         raise InputError(
             f"{results / 'runs.csv'} has {run.name} with {', '.join(differ)}: choose another --out and --runs,"
@@ -120,30 +147,47 @@ def is_recorded(results: Path, run: Run) -> bool:
 def record(results: Path, run: Run, names: list[str]) -> dict[str, str]:
     """Add a finished and evaluated run to the results; returns its row. names: all runs, in the order that the rows shall have."""
     folder = Path(run.settings.out)
-    summary, scores, evaluation = (json.loads(read_text(folder / f"{name}.json")) for name in ("summary", "scores", "evaluation"))
-    if others := [name for name in SEARCHED if evaluation[name] != getattr(run.settings, name)]:
-        raise InputError(f"{folder} was decoded with other {', '.join(others)}: delete the folder, or choose another --runs")
+    summary, scores, evaluation = (
+        json.loads(read_text(folder / f"{name}.json")) for name in ("summary", "scores", "evaluation")
+    )
+    if others := [name for name in SEARCH if evaluation[name] != getattr(run.settings, name)]:
+        raise InputError(
+            f"{folder} was decoded with other {', '.join(others)}: delete the folder, or choose another --runs"
+        )
     groups = group_references(load_split(run.settings.data, "test"))
     text = (folder / "outputs.txt").read_text(encoding="utf-8")
     outputs = text.split("\n")[:-1]
     if len(outputs) != len(groups):
-        raise InputError(f"{folder / 'outputs.txt'} has {len(outputs)} lines for {len(groups)} tables: delete the folder's evaluation.json")
+        raise InputError(
+            f"{folder / 'outputs.txt'} has {len(outputs)} lines for {len(groups)} tables: delete the folder's evaluation.json"
+        )
     checked = [checker(run.settings.data).check(source, output) for source, output in zip(groups, outputs)]
-    with write_whole(results / "outputs" / f"{run.name}.txt") as file:
+    with write_atomic(results / "outputs" / f"{run.name}.txt") as file:
         file.write(text)
     validations = write_curve(results / "curves" / f"{run.name}.csv", folder)
     write_rows(results / "samples" / f"{run.name}.csv", SAMPLE_COLUMNS, pick_samples(groups, outputs, checked))
 
     said, invented = shares(checked)
     machine = summary["machine"]
-    row = {"run": run.name} | identity(run) | {name: number(summary.get(name), 6) for name in ("valid_loss", "best_valid_loss")}
+    row = (
+        {"run": run.name}
+        | identity(run)
+        | {name: number(summary.get(name), 6) for name in ("valid_loss", "best_valid_loss")}
+    )
     row |= {name: number(scores.get(name), 6) for name in metrics.CORPUS_KEYS}
     row |= {"values_said": number(said, 6), "values_invented": number(invented, 6)}
     row |= {f"parameters_{name}": summary["parameters"][name] for name in ("gpt2", "trained", "stored")}
-    row |= {name: summary[name] for name in ("bytes_on_disk", "training_examples", "training_seconds", "validation_seconds")}
+    row |= {
+        name: summary[name] for name in ("bytes_on_disk", "training_examples", "training_seconds", "validation_seconds")
+    }
     row |= {"examples_per_s": summary.get("examples_per_s", ""), "validations": validations}
     row |= {name: evaluation[name] for name in ("tables", "decoding_seconds", "signature")}
-    row |= {"machine": machine_class(machine), "dtype": machine["dtype"], "torch": machine["torch"], "revision": revision()}
+    row |= {
+        "machine": machine_class(machine),
+        "dtype": machine["dtype"],
+        "torch": machine["torch"],
+        "revision": revision(),
+    }
     row = {name: str(value) for name, value in row.items()}
     add_row(results, row, names)
     return row
@@ -151,7 +195,7 @@ def record(results: Path, run: Run, names: list[str]) -> dict[str, str]:
 
 def add_row(results: Path, row: dict[str, str], names: list[str]) -> None:
     """Put a run's row into runs.csv, in the order of `names`. Another process may be doing the same."""
-    with alone_in(results):
+    with lock_folder(results):
         rows = read_runs(results) | {row["run"]: row}
         order = [*names, *(name for name in rows if name not in names)]
         write_rows(results / "runs.csv", COLUMNS, [rows[name] for name in order if name in rows])
@@ -202,9 +246,12 @@ def machine_class(machine: dict[str, str]) -> str:
 def revision() -> str:
     """The commit that this code is at, "-changed" where files differ from it; "unknown" outside of a repository."""
     try:
+
         def git(*words: str) -> str:
             return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
 
-        return git("rev-parse", "--short=10", "HEAD") + ("-changed" if git("status", "--porcelain", "-uno", "--", "*.py") else "")
+        return git("rev-parse", "--short=10", "HEAD") + (
+            "-changed" if git("status", "--porcelain", "-uno", "--", "*.py") else ""
+        )
     except (OSError, subprocess.CalledProcessError):
         return "unknown"

@@ -11,8 +11,8 @@ figures/*.svg and *.png. The same results give the same bytes. In README the mai
 import argparse
 import re
 import sys
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Iterable
 
 if __name__ == "__main__":  # so that this project's modules are found
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -21,7 +21,7 @@ from evaluate import PERCENT, PUBLISHED
 from experiments.grid import BLEU_ELSEWHERE, WORDS, grid
 from experiments.record import E2E, read_rows
 from experiments.summary import Summary, relative_time, summarise
-from files import InputError, exit_on_input_error, read_text, write_whole
+from harness.files import InputError, exit_on_input_error, read_text, write_atomic
 
 MAIN = ("zeroshot", "prompt", "embedding10", "infix10", "prefix5", "prefix20", "finetune")
 SECTIONS = {
@@ -81,9 +81,16 @@ def notes(cells: dict[str, Summary]) -> str:
     shown = [cells[name] for name in MAIN if name in cells]
     row = shown[-1].first if shown else next(iter(cells.values())).first
     several = [f"{cell.label}: {len(cell.rows)}" for cell in shown if len(cell.rows) > 1]
-    spread = f"± is the standard deviation over seeds ({'; '.join(several)}); the other rows are single runs" if several else "single runs"
+    spread = (
+        f"± is the standard deviation over seeds ({'; '.join(several)}); the other rows are single runs"
+        if several
+        else "single runs"
+    )
     trained = [cell.first for cell in shown if int(cell.first["steps"])]
-    budget = "; ".join(dict.fromkeys(f"{int(r['steps']):,} steps of {r['batch_size']}" for r in trained)) or "nothing trained"
+    budget = (
+        "; ".join(dict.fromkeys(f"{int(r['steps']):,} steps of {r['batch_size']}" for r in trained))
+        or "nothing trained"
+    )
     others = " Rows in italics are others' numbers, on the paper's tokenised references." if row["data"] == E2E else ""
     return (
         f"{row['tables']} test tables, beam {row['beam_size']} (length_norm {row['length_norm']}); {budget}; {spread}.{others}"
@@ -113,7 +120,16 @@ def section_table(cells: dict[str, Summary]) -> str:
 
 def cost_table(cells: dict[str, Summary]) -> str:
     """What each cell that is trained on all data costs in numbers, bytes and time."""
-    header = ["", "trained", "stored", "bytes on disk", "training, minutes", "examples/s", "time a step, fine-tuning = 1", "machine"]
+    header = [
+        "",
+        "trained",
+        "stored",
+        "bytes on disk",
+        "training, minutes",
+        "examples/s",
+        "time a step, fine-tuning = 1",
+        "machine",
+    ]
     rows = []
     for cell in cells.values():
         row, ratio = cell.first, relative_time(cell, cells)
@@ -148,10 +164,16 @@ def samples_report(results: Path, cells: dict[str, Summary]) -> str:
         rows = read_rows(results / "samples" / f"{cell.first['run']}.csv")
         if not rows:
             name = cell.first["run"]
-            raise InputError(f"{results / 'samples'} has no {name}.csv, though runs.csv has the run: put it back, or delete the row")
+            raise InputError(
+                f"{results / 'samples'} has no {name}.csv, though runs.csv has the run: put it back, or delete the row"
+            )
         parts.append(f"## {cell.label} ({cell.first['run']})\n")
         for row in rows:
-            errors = [f"{verb} {row[column]}" for verb, column in (("omits", "omitted"), ("invents", "invented")) if row[column]]
+            errors = [
+                f"{verb} {row[column]}"
+                for verb, column in (("omits", "omitted"), ("invents", "invented"))
+                if row[column]
+            ]
             judged = "; ".join(errors) or "says the whole table, and nothing else"
             parts.append(
                 f"**{row['which']}**, {row['score']} {float(row['value']):.3f}: {judged}\n\n"
@@ -172,10 +194,12 @@ def put_into_readme(readme: Path, results: Path) -> None:
     """Write the main table between the model's comments. Raises InputError where README has none."""
     text, model = read_text(readme), results.name
     if model not in readme_blocks(text):
-        raise InputError(f"{readme} has no place for the table: write <!-- results:{model} --> and <!-- /results:{model} --> into it")
+        raise InputError(
+            f"{readme} has no place for the table: write <!-- results:{model} --> and <!-- /results:{model} --> into it"
+        )
     begin, end = f"<!-- results:{model} -->\n", f"<!-- /results:{model} -->"
     before, _, rest = text.partition(begin)
-    with write_whole(readme) as file:
+    with write_atomic(readme) as file:
         file.write(before + begin + main_table(summarise(results)) + end + rest.partition(end)[2])
 
 
@@ -199,7 +223,7 @@ def write_report(results: Path) -> None:
     """table.md, samples.md and, where matplotlib is installed, the figures."""
     cells = summarise(results)
     for name, text in (("table.md", full_report(cells)), ("samples.md", samples_report(results, cells))):
-        with write_whole(results / name) as file:
+        with write_atomic(results / name) as file:
             file.write(text)
     print(f"\n{main_table(cells)}\n{results / 'table.md'}, {results / 'samples.md'}")
     try:
@@ -216,7 +240,9 @@ def write_report(results: Path) -> None:
 def main(argv: list[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(allow_abbrev=False, description="Make tables, samples and figures from results.")
-    parser.add_argument("--results", type=Path, required=True, help="a folder that reproduce.py wrote, e.g. results/mini")
+    parser.add_argument(
+        "--results", type=Path, required=True, help="a folder that reproduce.py wrote, e.g. results/mini"
+    )
     parser.add_argument("--readme", type=Path, help="write the main table into this file too, between its comments")
     given = parser.parse_args(argv)
     results = given.results.resolve()

@@ -29,9 +29,10 @@ from experiments.record import data_label, is_recorded, read_runs, record
 from experiments.report import write_report
 from experiments.search import add_common_flags, read_common_flags, read_rates, search
 from experiments.zero_shot import zero_shot
-from files import InputError, exit_on_input_error
-from settings import keep_freed_memory
-from train import hours, train
+from harness.door import start_process
+from harness.files import InputError, exit_on_input_error
+from harness.loop import hours
+from train import train
 from weights import OPENAI_SIZES
 
 
@@ -103,7 +104,10 @@ def rates_for(base: dict, results: Path, folder: Path, dry_run: bool) -> dict[st
     if not published:
         rates = search(results, folder / "search", base)
     check_families(rates, str(results / "search.csv"))
-    print("learning rates, chosen on the validation set: " + ", ".join(f"{family} {rate:g}" for family, rate in rates.items()))
+    print(
+        "learning rates, chosen on the validation set: "
+        + ", ".join(f"{family} {rate:g}" for family, rate in rates.items())
+    )
     return rates
 
 
@@ -111,7 +115,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(allow_abbrev=False, description="Run the poster's experiment and report on it.")
     add_common_flags(parser)
-    parser.add_argument("--only", nargs="+", metavar="PATTERN", help="runs or cells by name, with * and ?, e.g. 'prefix*' finetune")
+    parser.add_argument(
+        "--only", nargs="+", metavar="PATTERN", help="runs or cells by name, with * and ?, e.g. 'prefix*' finetune"
+    )
     seeds_help = f"of the repeated cells; the others take the first (default: {' '.join(map(str, SEEDS))})"
     parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS), help=seeds_help)
     parser.add_argument("--dry_run", action="store_true", help="print the runs and the estimated time, and run nothing")
@@ -123,7 +129,7 @@ def main(argv: list[str] | None = None) -> None:
     """The command line."""
     given = parse_args(argv)
     base, results, folder = read_common_flags(given)
-    keep_freed_memory()
+    start_process(plain=False)
     try:
         rates = rates_for(base, results, folder, given.dry_run)
         everything = plan(base, rates, str(folder), tuple(dict.fromkeys(given.seeds)))

@@ -22,8 +22,9 @@ if __name__ == "__main__":  # so that this project's modules are found
 
 from experiments.grid import PUBLISHED_RATES, Run, plan
 from experiments.record import data_label, number, read_rows, write_rows
-from files import InputError, alone_in, exit_on_input_error, read_text
-from settings import add_flags, keep_freed_memory
+from harness.door import start_process
+from harness.files import InputError, exit_on_input_error, lock_folder, read_text
+from harness.settings import add_flags
 from train import train
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -46,7 +47,9 @@ def search(results: Path, folder: Path, base: dict, max_steps: int = STEPS) -> d
     """
     full = max(run.steps for run in plan(base, PUBLISHED_RATES, str(folder)) if run.settings.train_examples is None)
     steps, data = min(max_steps, full), data_label(base.get("data"))
-    runs = {run.cell.name: run for run in plan(base | {"max_steps": steps}, PUBLISHED_RATES, str(folder))[::-1]}  # the first seed's
+    runs = {
+        run.cell.name: run for run in plan(base | {"max_steps": steps}, PUBLISHED_RATES, str(folder))[::-1]
+    }  # the first seed's
     for family in PUBLISHED_RATES:
         if family not in read_rates(results, data):
             losses = climb(lambda lr: try_rate(runs[REPRESENTATIVE[family]], lr))
@@ -56,7 +59,7 @@ def search(results: Path, folder: Path, base: dict, max_steps: int = STEPS) -> d
                 "family": family, "cell": run.cell.name, "data": data, "lr": f"{lr:g}", "steps": run.steps,
                 "batch_size": run.settings.batch_size, "valid_loss": number(losses[lr], 6), "chosen": "yes" if lr == best else "",
             } for lr in sorted(losses)]  # fmt: skip
-            with alone_in(results):
+            with lock_folder(results):
                 write_rows(results / "search.csv", COLUMNS, read_rows(results / "search.csv") + rows)
             print(f"{family}: lr {best:g}, of {', '.join(row['lr'] for row in rows)}", flush=True)
     return read_rates(results, data)
@@ -124,14 +127,18 @@ def read_common_flags(given: argparse.Namespace) -> tuple[dict, Path, Path]:
 @exit_on_input_error
 def main(argv: list[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(allow_abbrev=False, description="Choose the grid's learning rates on the validation set.")
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False, description="Choose the grid's learning rates on the validation set."
+    )
     add_common_flags(parser)
-    parser.add_argument("--search_steps", type=int, default=STEPS, help=f"updates of a run of the search, at most (default: {STEPS})")
+    parser.add_argument(
+        "--search_steps", type=int, default=STEPS, help=f"updates of a run of the search, at most (default: {STEPS})"
+    )
     given = parser.parse_args(argv)
     if given.search_steps < 1:
         raise InputError(f"--search_steps {given.search_steps}: must be at least 1")
     base, results, folder = read_common_flags(given)
-    keep_freed_memory()
+    start_process(plain=False)
     try:
         search(results, folder / "search", base, given.search_steps)
     except KeyboardInterrupt:

@@ -36,15 +36,16 @@ import argparse
 import re
 import sys
 import unicodedata
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
-from typing import Iterable, NamedTuple
+from typing import NamedTuple
 
 if __name__ == "__main__":  # so that this project's modules are found
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from e2e_data import FIELDS, load_split
-from files import exit_on_input_error
+from harness.files import exit_on_input_error
 
 NAMES = ("name", "near")
 PRICE = r"(?:price range|price[ds]?|pricing|costs?)"
@@ -139,7 +140,9 @@ def plain(text: str) -> str:
     text = re.sub(r"(?<=\d)of(?=\d)", " of ", text)
     text = " ".join(re.sub(r"[^a-z0-9£.,]+", " ", text).split())
     text = text.replace("above average", "high").replace("below average", "low")
-    return re.sub(rf"\bnot (?:(?:an?|the|very|so|have|has|get) )*(?:good|great|high(?:ly)?|well)(?= {RATED})", "poor", text)
+    return re.sub(
+        rf"\bnot (?:(?:an?|the|very|so|have|has|get) )*(?:good|great|high(?:ly)?|well)(?= {RATED})", "poor", text
+    )
 
 
 def pattern_of(value: str) -> str:
@@ -186,7 +189,9 @@ class SlotChecker:
             if self.level(field, value) not in facts.get("name" if field in NAMES else field, set()):
                 omitted.append(f"{field} : {value}")
         for field, values in facts.items():
-            supported = {table.get(name) for name in NAMES} if field == "name" else {self.level(field, table.get(field, ""))}
+            supported = (
+                {table.get(name) for name in NAMES} if field == "name" else {self.level(field, table.get(field, ""))}
+            )
             if field == "Type":
                 supported.add("restaurant")
             invented += [f"{field} : {value}" for value in sorted(values - supported)]
@@ -203,7 +208,9 @@ def by_field(sources: list[str], slots: list[Slots]) -> dict[str, tuple[int, int
     """field -> (values in the tables, omitted, invented); invented names count as "name"."""
     counts = {field: [0, 0, 0] for field in FIELDS.values()}
     for source, found in zip(sources, slots):
-        for place, fields in enumerate((parse(source), *([v.partition(" : ")[0] for v in values] for values in found[1:]))):
+        for place, fields in enumerate(
+            (parse(source), *([v.partition(" : ")[0] for v in values] for values in found[1:]))
+        ):
             for field in fields:
                 counts.setdefault(field, [0, 0, 0])[place] += 1
     return {field: tuple(numbers) for field, numbers in counts.items()}
@@ -212,7 +219,9 @@ def by_field(sources: list[str], slots: list[Slots]) -> dict[str, tuple[int, int
 @exit_on_input_error
 def main(argv: list[str] | None = None) -> None:
     """Check a data set's own sentences."""
-    parser = argparse.ArgumentParser(allow_abbrev=False, description="Which values of their tables do a data set's sentences say?")
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False, description="Which values of their tables do a data set's sentences say?"
+    )
     parser.add_argument("--data", help="folder with the data (default: the paper's E2E files, downloaded)")
     parser.add_argument("--split", default="test", choices=("train", "valid", "test"))
     given = parser.parse_args(argv)

@@ -1,6 +1,6 @@
 """The runs of results/MODEL/runs.csv, gathered by cell: means and spreads over the seeds.
 
-    mean = sum_i x_i / n        spread = sqrt(sum_i (x_i - mean)^2 / (n - 1)), the sample standard deviation, for n > 1
+mean = sum_i x_i / n        spread = sqrt(sum_i (x_i - mean)^2 / (n - 1)), the sample standard deviation, for n > 1
 """
 
 import statistics
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from experiments.grid import grid
 from experiments.record import SETTINGS, read_runs
-from files import InputError
+from harness.files import InputError
 
 
 @dataclass
@@ -48,7 +48,9 @@ def summarise(results: Path) -> dict[str, Summary]:
     for own in cells.values():
         for row in own[1:]:
             if differ := [name for name in SETTINGS if name != "seed" and row[name] != own[0][name]]:
-                raise InputError(f"{results / 'runs.csv'}: {row['run']} and {own[0]['run']} differ in {', '.join(differ)}: run one again")
+                raise InputError(
+                    f"{results / 'runs.csv'}: {row['run']} and {own[0]['run']} differ in {', '.join(differ)}: run one again"
+                )
     return {name: Summary(labels[name], own) for name, own in cells.items() if own}
 
 
@@ -57,7 +59,15 @@ def relative_time(cell: Summary, cells: dict[str, Summary]) -> float | None:
     tuned = cells.get("finetune")
     if tuned is None or not int(cell.first["steps"]):
         return None
-    if len({tuple(row[name] for name in ("machine", "dtype", "torch", "batch_size")) for row in (*cell.rows, *tuned.rows)}) > 1:
+    if (
+        len(
+            {
+                tuple(row[name] for name in ("machine", "dtype", "torch", "batch_size"))
+                for row in (*cell.rows, *tuned.rows)
+            }
+        )
+        > 1
+    ):
         return None
     per_step = [c.mean("training_seconds") / int(c.first["steps"]) for c in (cell, tuned)]
     return per_step[0] / per_step[1] if per_step[1] else None

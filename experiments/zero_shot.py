@@ -15,11 +15,11 @@ from pathlib import Path
 
 import metrics
 from e2e_data import group_references, load_split, load_tokenizer
-from evaluate import SEARCHED, decode
-from files import write_whole
-from packed import pack
-from runs import check_room, place, write_json
-from settings import Settings, describe_machine
+from evaluate import decode_with
+from harness.files import write_atomic
+from harness.machine import describe_machine
+from harness.runs import check_context, write_json
+from harness.settings import Settings
 from weights import load_gpt2
 
 
@@ -32,22 +32,23 @@ def zero_shot(settings: Settings, words: str = "") -> Path:
     tokenizer = load_tokenizer(settings.model)
     groups = group_references(load_split(settings.data, "test"))
     given = [f"{words} {source}".strip() for source in groups]
-    model = place(load_gpt2(settings.model, settings.weights).requires_grad_(False), None, settings).eval()
-    check_room(settings, model, given, tokenizer)
+    model = load_gpt2(settings.model, settings.weights).requires_grad_(False).eval()
+    settings.engine.to_device_and_freeze(model)
+    check_context(settings, model, given, tokenizer)
     n_weights = sum(p.numel() for p in model.parameters())
     print(f"untuned {settings.model}, {words or 'nothing'!r} in front: {len(given)} tables", flush=True)
     began = time.monotonic()
-    outputs = decode(pack(model), tokenizer, given, settings, show=True)
+    outputs = decode_with(settings.engine, model, tokenizer, given, **settings.search, show=True)
     seconds = time.monotonic() - began
-    with write_whole(folder / "outputs.txt") as file:
+    with write_atomic(folder / "outputs.txt") as file:
         file.writelines(text + "\n" for text in outputs)
     write_json(folder / "scores.json", metrics.score(outputs, list(groups.values())))
     write_json(folder / "summary.json", {
         "parameters": {"gpt2": n_weights, "trained": 0, "stored": 0}, "bytes_on_disk": 0, "steps": 0,
-        "training_examples": 0, "training_seconds": 0.0, "validation_seconds": 0.0, "machine": describe_machine(settings),
+        "training_examples": 0, "training_seconds": 0.0, "validation_seconds": 0.0, "machine": describe_machine(settings.device, settings.dtype),
     })  # fmt: skip
     write_json(folder / "evaluation.json", {
-        "tables": len(outputs), **{name: getattr(settings, name) for name in SEARCHED}, "decoding_seconds": round(seconds, 1),
+        "tables": len(outputs), **settings.search, "decoding_seconds": round(seconds, 1),
         "signature": metrics.signature(),
     })  # fmt: skip
     return folder

@@ -69,16 +69,18 @@ def unavailable() -> dict[str, str]:
 def signature() -> str:
     """One line that says how the numbers were made, to be printed with them."""
     meteor_modules = "unavailable" if unavailable() else "1.5,en,norm,exact+stem+synonym+paraphrase"
-    return "|".join((
-        f"scorer:{VERSION}",
-        "BLEU:13a,lc,closest,nosmooth",
-        "NIST:13a,lc,n5,python-penalty",
-        "NIST_perl:13a,lc-ascii,n5,perl-penalty",
-        "tok:ptb-3.4.1,lc,nopunct",
-        f"METEOR:{meteor_modules}",
-        "ROUGE_L:beta1.2",
-        "CIDEr:n4,sigma6",
-    ))
+    return "|".join(
+        (
+            f"scorer:{VERSION}",
+            "BLEU:13a,lc,closest,nosmooth",
+            "NIST:13a,lc,n5,python-penalty",
+            "NIST_perl:13a,lc-ascii,n5,perl-penalty",
+            "tok:ptb-3.4.1,lc,nopunct",
+            f"METEOR:{meteor_modules}",
+            "ROUGE_L:beta1.2",
+            "CIDEr:n4,sigma6",
+        )
+    )
 
 
 def _check(hypotheses: list[str], references: list[list[str]]) -> None:
@@ -117,9 +119,7 @@ def _score_words(hypotheses: list[str], references: list[list[str]], per_segment
     return corpus, columns
 
 
-def _ptb_tokens(
-    hypotheses: list[str], references: list[list[str]]
-) -> tuple[list[list[str]], list[list[list[str]]]]:
+def _ptb_tokens(hypotheses: list[str], references: list[list[str]]) -> tuple[list[list[str]], list[list[list[str]]]]:
     """Words for METEOR, ROUGE-L and CIDEr: of each hypothesis, and of each reference of each segment."""
     # All hypotheses are tokenised as one text and all references as another, as the reference scorer does: a
     # few of the tokeniser's rules look past the end of the line.

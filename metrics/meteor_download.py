@@ -8,7 +8,8 @@ Left out: Java. The jar is only read as the zip file it is.
 
 import argparse
 
-import files
+from harness import download as downloads
+from harness.files import exit_on_input_error
 from metrics import meteor_tables
 from metrics.meteor_tables import JAR, PARAPHRASES, SHA256, SIZE
 
@@ -17,12 +18,12 @@ URL = {JAR: ADDRESS + JAR, PARAPHRASES: ADDRESS + "data/" + PARAPHRASES}
 
 
 def download() -> None:
-    """Fetch what is not there yet into the cache folder. Raises files.InputError when that fails."""
+    """Fetch what is not there yet into the cache folder. Raises InputError when that fails."""
     for name in (JAR, PARAPHRASES):
-        files.download(URL[name], meteor_tables.download_folder() / name, size=SIZE[name], sha256=SHA256[name])
+        downloads.download(URL[name], meteor_tables.download_folder() / name, size=SIZE[name], sha256=SHA256[name])
 
 
-@files.exit_on_input_error
+@exit_on_input_error
 def main() -> None:
     argparse.ArgumentParser(description="Fetch METEOR 1.5's two files (68 MB) and get them ready.").parse_args()
     download()

@@ -38,6 +38,8 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from harness.download import cache_dir
+from harness.files import InputError, sha256_of, write_atomic
 from metrics.meteor_normalize import ANY, BEFORE_DIGIT
 from metrics.meteor_paraphrase import FORMAT, ParaphraseTable
 
@@ -114,9 +116,7 @@ def _locate() -> tuple[dict[str, Path], str | None]:
 
 def download_folder() -> Path:
     """Where metrics/meteor_download.py puts the two files."""
-    import files  # of the project's top level; imported where needed: scoring by the other metrics does without
-
-    return files.cache_dir() / "meteor-1.5"
+    return cache_dir() / "meteor-1.5"
 
 
 def _files_in(folder: Path, called: str) -> tuple[dict[str, Path], str | None]:
@@ -133,13 +133,11 @@ def _files_in(folder: Path, called: str) -> tuple[dict[str, Path], str | None]:
 
 
 def load() -> Tables:
-    """The tables, read once a process. Raises files.InputError when they are not here or damaged."""
-    import files
-
+    """The tables, read once a process. Raises InputError when they are not here or damaged."""
     found, problem = _locate()
     if problem is not None:
-        raise files.InputError(problem)
-    return _load(found[JAR], found[PARAPHRASES], files.cache_dir())
+        raise InputError(problem)
+    return _load(found[JAR], found[PARAPHRASES], cache_dir())
 
 
 @functools.lru_cache(maxsize=1)
@@ -148,7 +146,7 @@ def _load(jar: Path, paraphrases: Path, cache: Path) -> Tables:
 
 
 def read_jar(jar: Path) -> dict:
-    """The first four fields of Tables. Raises files.InputError for a jar that is not METEOR 1.5's."""
+    """The first four fields of Tables. Raises InputError for a jar that is not METEOR 1.5's."""
     data = jar.read_bytes()
     _check(jar, hashlib.sha256(data).hexdigest())
     with zipfile.ZipFile(io.BytesIO(data)) as members:
@@ -176,28 +174,24 @@ def read_jar(jar: Path) -> dict:
 
 
 def _check(path: Path, sha256: str) -> None:
-    import files
-
     if sha256 != SHA256[path.name]:
-        raise files.InputError(f"{path} is not METEOR 1.5's (its SHA-256 is {sha256[:12]}…): {HOW_TO_GET}")
+        raise InputError(f"{path} is not METEOR 1.5's (its SHA-256 is {sha256[:12]}…): {HOW_TO_GET}")
 
 
 def _packed_paraphrases(source: Path, cache: Path) -> ParaphraseTable:
     """The packed table from `cache`, packed from `source` first where it is missing or damaged."""
-    import files
-
     packed = cache / "meteor-1.5" / f"paraphrase-en-{SHA256[PARAPHRASES][:12]}-format{FORMAT}.npz"
     table = ParaphraseTable.load(packed)
     if table is None:
-        _check(source, files.sha256_of(source))
+        _check(source, sha256_of(source))
         print("METEOR: packing the paraphrase table, once (about 20 seconds)", file=sys.stderr)
         try:
             table = ParaphraseTable.read(source)
         except ValueError as error:
-            raise files.InputError(str(error)) from error
+            raise InputError(str(error)) from error
         try:
-            with files.write_whole(packed, "wb") as file:
+            with write_atomic(packed, "wb") as file:
                 table.save(file)
-        except (files.InputError, OSError) as error:  # the scores are right all the same; the next run is slow again
+        except (InputError, OSError) as error:  # the scores are right all the same; the next run is slow again
             print(f"METEOR: the packed paraphrase table was not kept ({error})", file=sys.stderr)
     return table

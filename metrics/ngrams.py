@@ -19,9 +19,9 @@ Worked example, Papineni et al.'s: against "the cat is on the mat" the hypothesi
 """
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
-from typing import Iterator
 
 Ngram = tuple[str, ...]
 
@@ -62,9 +62,7 @@ def segment(hypothesis: list[str], references: list[list[str]], max_order: int =
 
 def largest_count(ngram: Ngram, references: list[list[str]]) -> int:
     """How often the n-gram occurs in the reference that has it most often."""
-    return max(
-        list(zip(*(reference[start:] for start in range(len(ngram))))).count(ngram) for reference in references
-    )
+    return max(list(zip(*(reference[start:] for start in range(len(ngram))))).count(ngram) for reference in references)
 
 
 def hypothesis_ngrams(segments: list[Segment], order: int) -> int:

@@ -38,14 +38,16 @@ What differs from the reference:
 """
 
 import re
-from functools import lru_cache
-from typing import Callable, Iterator, Optional
+from collections.abc import Callable, Iterator
+from functools import cache
+from typing import Optional
 
 from metrics.ptb_patterns import CHARACTER_SETS, DEFINITIONS, RULES, Rule
 
 # What the scorer throws away afterwards. The bracket names never occur in lower-cased tokens, see above.
-PUNCTUATION = frozenset(["''", "'", "``", "`", "-LRB-", "-RRB-", "-LCB-", "-RCB-",
-                         ".", "?", "!", ",", ":", "-", "--", "...", ";"])
+PUNCTUATION = frozenset(
+    ["''", "'", "``", "`", "-LRB-", "-RRB-", "-LCB-", "-RCB-", ".", "?", "!", ",", ":", "-", "--", "...", ";"]
+)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -76,25 +78,25 @@ class Matcher:
     """
 
     def __init__(self, patterns: list[str]):
-        self.sets: list[str] = []                # position -> its character set, as written in the pattern
-        self.follow: list[int] = []              # position -> the positions that may come next
-        self.pattern_at: dict[int, int] = {}     # last position of a pattern -> that pattern's number
+        self.sets: list[str] = []  # position -> its character set, as written in the pattern
+        self.follow: list[int] = []  # position -> the positions that may come next
+        self.pattern_at: dict[int, int] = {}  # last position of a pattern -> that pattern's number
         first = 0
         for number, pattern in enumerate(patterns):
             _, begin, end = self._parse(pattern)()
             first |= begin
             self.pattern_at.update(dict.fromkeys(_bits(end), number))
-        self.accepting: dict[str, int] = {}      # character -> all positions whose set has it
-        self.states: dict[int, _State] = {}      # positions just reached -> state
+        self.accepting: dict[str, int] = {}  # character -> all positions whose set has it
+        self.states: dict[int, _State] = {}  # positions just reached -> state
         self.start = _State(self, first, None)
 
-    def longest(self, text: str, begin: int, stop: int) -> tuple[Optional[int], int]:
+    def longest(self, text: str, begin: int, stop: int) -> tuple[int | None, int]:
         """The number of the first pattern that matches most of text[begin:stop] (None: no pattern matches),
         and where its match ends."""
         state, number, end = self.start, None, begin
         for i in range(begin, stop):
             state = state[text[i]]
-            if state is None:                    # no pattern can go on
+            if state is None:  # no pattern can go on
                 break
             if state.number is not None:
                 number, end = state.number, i + 1
@@ -108,8 +110,9 @@ class Matcher:
     def step(self, ahead: int, char: str) -> Optional["_State"]:
         """From the positions ahead, over a character, to the next state; None if no position accepts it."""
         if char not in self.accepting:
-            self.accepting[char] = sum(1 << position for position, chars in enumerate(self.sets)
-                                       if _accepts(chars, char))
+            self.accepting[char] = sum(
+                1 << position for position, chars in enumerate(self.sets) if _accepts(chars, char)
+            )
         reached = ahead & self.accepting[char]
         if not reached:
             return None
@@ -125,7 +128,7 @@ class Matcher:
     # --- from the text of a pattern to positions
 
     def _parse(self, pattern: str) -> Piece:
-        tokens = _SYNTAX.findall(pattern)[::-1]            # reversed, so that pop() takes the next one
+        tokens = _SYNTAX.findall(pattern)[::-1]  # reversed, so that pop() takes the next one
         piece = self._alternatives(tokens)
         assert not tokens, f"a parenthesis too many in {pattern!r}"
         return piece
@@ -142,6 +145,7 @@ class Matcher:
                 piece_empty, piece_first, piece_last = piece()
                 empty, first, last = empty or piece_empty, first | piece_first, last | piece_last
             return empty, first, last
+
         return lay_out
 
     def _sequence(self, tokens: list[str]) -> Piece:
@@ -170,13 +174,13 @@ class Matcher:
 
         def endless():
             empty, first, last = piece()
-            self._link(last, first)                        # from the end around to the beginning
+            self._link(last, first)  # from the end around to the beginning
             return empty or count == "*", first, last
 
         if count in "*+":
             return endless
         low, _, high = (count[1:-1] if count != "?" else "0,1").partition(",")
-        pieces = [piece] * int(low) + [optional] * (int(high or low) - int(low))          # x{1,3} is x x? x?
+        pieces = [piece] * int(low) + [optional] * (int(high or low) - int(low))  # x{1,3} is x x? x?
         return lambda: self._one_after_another(pieces)
 
     def _atom(self, tokens: list[str]) -> Piece:
@@ -193,6 +197,7 @@ class Matcher:
             self.follow.append(0)
             position = 1 << (len(self.sets) - 1)
             return False, position, position
+
         return lay_out
 
     def _link(self, last: int, first: int) -> None:
@@ -202,11 +207,12 @@ class Matcher:
 
 class _State(dict):
     """A state of the automaton: character -> next state. An arc is worked out when it is first taken."""
+
     __slots__ = ("matcher", "ahead", "number")
 
-    def __init__(self, matcher: Matcher, ahead: int, number: Optional[int]):
+    def __init__(self, matcher: Matcher, ahead: int, number: int | None):
         self.matcher, self.ahead = matcher, ahead
-        self.number = number                     # of the pattern that is complete here, if one is
+        self.number = number  # of the pattern that is complete here, if one is
 
     def __missing__(self, char: str) -> Optional["_State"]:
         self[char] = state = self.matcher.step(self.ahead, char)
@@ -222,7 +228,7 @@ _COUNT = re.compile(r"[*+?]|\{\d+(,\d+)?\}")
 _MORE_CASES = {"s": "\u017f", "i": "\u0130\u0131", "k": "\u212a"}
 
 
-@lru_cache(maxsize=None)
+@cache
 def _accepts(chars: str, char: str) -> bool:
     """Is the character in the set? Letters outside brackets stand for both their cases."""
     if chars[0] == "{":
@@ -250,12 +256,12 @@ _PLAIN_WORDS = re.compile(r"(?:[A-Za-z]+,? )+(?!\s)")
 _SPLIT_WORDS = frozenset(["cannot", "gonna", "gotta", "lemme", "gimme", "wanna"])
 
 
-@lru_cache(maxsize=None)
+@cache
 def _matcher(*patterns: str) -> Matcher:
     return Matcher(list(patterns))
 
 
-@lru_cache(maxsize=None)
+@cache
 def _rules() -> Matcher:
     """All rules; what must follow a token takes part in the match, for it counts for the length."""
     return Matcher([f"({rule.pattern})({rule.before})" for rule in RULES])
@@ -267,8 +273,9 @@ def _token_end(rule: Rule, text: str, begin: int, end: int) -> int:
     if not rule.before:
         return end
     token, before = _matcher(rule.pattern), _matcher(rule.before)
-    return next(cut for cut in range(end - 1, begin, -1)
-                if before.fits(text, cut, end) and token.fits(text, begin, cut))
+    return next(
+        cut for cut in range(end - 1, begin, -1) if before.fits(text, cut, end) and token.fits(text, begin, cut)
+    )
 
 
 def _lex(text: str) -> Iterator[str]:
@@ -283,7 +290,7 @@ def _lex(text: str) -> Iterator[str]:
                 position = run.end()
                 continue
         number, end = matcher.longest(text, position, len(text))
-        rule = RULES[number]                               # never None: the last rules take any character
+        rule = RULES[number]  # never None: the last rules take any character
         end = _token_end(rule, text, position, end) - rule.give_back
         token = rule.token(text[position:end])
         if token is not None:
@@ -302,7 +309,7 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 def tokenize_lines(lines: list[str]) -> list[list[str]]:
     """The tokens of each line, punctuation included, as the reference gives them for a file of these lines."""
-    text = "\n".join(line.replace("\n", " ") for line in lines)      # as the reference joins sentences
+    text = "\n".join(line.replace("\n", " ") for line in lines)  # as the reference joins sentences
     if _BEYOND_16_BITS.search(text):
         text = _BEYOND_16_BITS.sub(lambda m: _utf16_units(m.group()), text)
     result: list[list[str]] = [[]]
@@ -330,8 +337,8 @@ def tokenize_for_scoring(text: str) -> list[str]:
 
 def without_punctuation(tokens: list[str]) -> list[str]:
     """What the scorer keeps of a line's tokens, say of one that `tokenize_lines` gave."""
-    if tokens and tokens[-1][-1:].isspace():               # an address may end in a Unicode space; the scorer
-        tokens = [*tokens[:-1], tokens[-1].rstrip()]       # strips the line before it looks at the tokens
+    if tokens and tokens[-1][-1:].isspace():  # an address may end in a Unicode space; the scorer
+        tokens = [*tokens[:-1], tokens[-1].rstrip()]  # strips the line before it looks at the tokens
     return [token for token in tokens if token not in PUNCTUATION]
 
 

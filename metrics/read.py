@@ -25,7 +25,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
-from files import InputError, read_text
+from harness.files import InputError, read_text
 
 # A column is known by how its name begins, whatever the case. So is, alas, a first row of a table without
 # header whose text begins like that ("Outside the city ..."); the complaint then says to add a header.

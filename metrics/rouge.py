@@ -23,9 +23,7 @@ Against the first reference alone: P = 1, R = 4/6, F = 2.44 * 0.6667 / (0.6667 +
 BETA = 1.2
 
 
-def rouge_l(
-    hypotheses_tokens: list[list[str]], references_tokens: list[list[list[str]]]
-) -> tuple[float, list[float]]:
+def rouge_l(hypotheses_tokens: list[list[str]], references_tokens: list[list[list[str]]]) -> tuple[float, list[float]]:
     """ROUGE-L in 0..1: (mean over segments, [one score a segment]).
 
     hypotheses_tokens: N lists of PTB tokens without punctuation (metrics/ptb.py).

@@ -57,9 +57,7 @@ STEP_3 = {
     "tional": "tion", "ational": "ate", "alize": "al", "icate": "ic", "iciti": "ic", "ical": "ic",
     "ful": "", "ness": "", "ative": "",
 }  # fmt: skip
-STEP_4 = dict.fromkeys(
-    "al ance ence er ic able ible ant ement ment ent ism ate iti ous ive ize ion".split(), ""
-)
+STEP_4 = dict.fromkeys("al ance ence er ic able ible ant ement ment ent ism ate iti ous ive ize ion".split(), "")
 
 
 @lru_cache(maxsize=1 << 17)
@@ -188,7 +186,7 @@ def _step_2(word: str, r1: int) -> str:
 
 
 def _step_3(word: str, r1: int, r2: int) -> str:
-    """"electrical" -> "electric", "goodness" -> "good"; -ative only from R2."""
+    """ "electrical" -> "electric", "goodness" -> "good"; -ative only from R2."""
     suffix = _longest_suffix(word, STEP_3)
     rest = word[: len(word) - len(suffix)]
     if not suffix or len(rest) < (r2 if suffix == "ative" else r1):

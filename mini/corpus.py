@@ -30,7 +30,7 @@ import tiktoken
 import torch
 
 from e2e_data import END
-from files import InputError
+from harness.files import InputError
 
 KINDS = ("dialogue", "books", "expository", "structured")
 FILES = f"{', '.join(f'{kind}.txt' for kind in KINDS)} (or .txt.gz)"
@@ -69,7 +69,12 @@ def read_documents(folder: Path, kind: str) -> tuple[list[str], list[str]]:
     try:
         with opener(path, "rt", encoding="utf-8-sig") as file:
             documents = [text.strip("\n") for text in DIVIDER.split(file.read())]
-    except (OSError, EOFError, ValueError, zlib.error) as error:  # ValueError: not UTF-8; the others: not gzip, or damaged
+    except (
+        OSError,
+        EOFError,
+        ValueError,
+        zlib.error,
+    ) as error:  # ValueError: not UTF-8; the others: not gzip, or damaged
         raise InputError(f"{path} cannot be read ({type(error).__name__}: {error}): fetch or write it again") from None
     documents = [text for text in documents if text.strip()]
     if len(documents) <= FIRST:
@@ -78,7 +83,9 @@ def read_documents(folder: Path, kind: str) -> tuple[list[str], list[str]]:
         )
     training = [text for i, text in enumerate(documents) if i % HELD_OUT != FIRST]
     if kind == "structured" and not any(map(parse_table, training)):
-        raise InputError(f"{path}: no document is a table and its sentence: write key : value | key : value, and below it the sentence")
+        raise InputError(
+            f"{path}: no document is a table and its sentence: write key : value | key : value, and below it the sentence"
+        )
     return training, documents[FIRST::HELD_OUT]
 
 
@@ -177,7 +184,9 @@ class Tables:
             said = re.search(rf"(?<!\w){re.escape(value)}(?!\w)", sentence)
             if said and len(value) > 1 and value not in ("True", "False") and rng.random() < 0.8:
                 others[value] = self.other_value(rng, key, value)
-        if others:  # all at once: a new value may look like another old one. The longest first, where one is part of another
+        if (
+            others
+        ):  # all at once: a new value may look like another old one. The longest first, where one is part of another
             old = "|".join(re.escape(value) for value in sorted(others, key=len, reverse=True))
             sentence = re.sub(rf"(?<!\w)(?:{old})(?!\w)", lambda found: others[found[0]], sentence)
         return heading, [(key, others.get(value, value)) for key, value in items], sentence
@@ -208,7 +217,9 @@ def parse_table(document: str) -> tuple[str, list[tuple[str, str]], str] | None:
 # ----------------------------------------------------------------------------- all kinds together
 
 
-def make_sources(training: dict[str, list[str]], tokenizer: tiktoken.Encoding, n: int, seed: int) -> dict[str, Prose | Tables]:
+def make_sources(
+    training: dict[str, list[str]], tokenizer: tiktoken.Encoding, n: int, seed: int
+) -> dict[str, Prose | Tables]:
     """What rows of n tokens are drawn from, by kind. Raises InputError for too little text."""
     sources = {}
     for kind, documents in training.items():
@@ -216,14 +227,21 @@ def make_sources(training: dict[str, list[str]], tokenizer: tiktoken.Encoding, n
             names = [text for other in ("books", "expository") for text in training.get(other, [])[:1500]]
             sources[kind] = Tables(documents, tokenizer, names)
             if left_out := len(documents) - len(sources[kind].parsed):
-                print(f"structured: {left_out:,} of {len(documents):,} documents are no tables with a sentence, and left out", flush=True)
+                print(
+                    f"structured: {left_out:,} of {len(documents):,} documents are no tables with a sentence, and left out",
+                    flush=True,
+                )
         else:
             sources[kind] = Prose(documents, tokenizer, seed)
-            check_enough(kind, len(sources[kind].tokens), n + 1, "train on")  # more than a row, so that its place can be drawn
+            check_enough(
+                kind, len(sources[kind].tokens), n + 1, "train on"
+            )  # more than a row, so that its place can be drawn
     return sources
 
 
-def held_out_rows(held_out: dict[str, list[str]], tokenizer: tiktoken.Encoding, n: int) -> dict[str, tuple[torch.Tensor, int]]:
+def held_out_rows(
+    held_out: dict[str, list[str]], tokenizer: tiktoken.Encoding, n: int
+) -> dict[str, tuple[torch.Tensor, int]]:
     """By kind, rows [N, n] of the documents as they stand, and the bytes of text that the scored tokens, rows[:, 1:], are.
 
     End tokens are scored too, but are no text. Raises InputError for too little text.
@@ -241,7 +259,9 @@ def held_out_rows(held_out: dict[str, list[str]], tokenizer: tiktoken.Encoding, 
 def check_enough(kind: str, n_tokens: int, need: int, purpose: str) -> None:
     """Raise InputError for text that does not fill a row."""
     if n_tokens < need:
-        raise InputError(f"{kind}: {n_tokens} tokens are too few to {purpose}, {need} are needed: add text, or lower --n_positions")
+        raise InputError(
+            f"{kind}: {n_tokens} tokens are too few to {purpose}, {need} are needed: add text, or lower --n_positions"
+        )
 
 
 class Mixture:

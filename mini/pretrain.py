@@ -30,26 +30,38 @@ import math
 import random
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Callable
 
 import torch
 import torch.nn.functional as F
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that this project's modules are found, wherever it is called from
+sys.path.insert(
+    0, str(Path(__file__).resolve().parents[1])
+)  # so that this project's modules are found, wherever it is called from
 
 from e2e_data import load_tokenizer
-from files import InputError, exit_on_input_error, sha256_of
 from gpt2 import GPT2, GPT2Config
+from harness.checkpoints import CsvLog, read_state, write_state
+from harness.files import InputError, exit_on_input_error, sha256_of
+from harness.loop import hours
+from harness.machine import autocast, pick_device, pick_dtype
+from harness.runs import write_json
+from harness.safetensors import write_safetensors
+from harness.signals import StopSignal
 from mini.corpus import FILES, KINDS, Mixture, find_kinds, held_out_rows, make_sources, read_documents
 from mini.tokenizer import train_bpe, write_vocabulary
-from runs import CsvLog, read_state, write_json, write_state
-from settings import autocast, pick_device, pick_dtype
-from train import StopSignal, hours
-from weights import write_safetensors
 
 SHAPE = ("n_layer", "n_head", "n_embd", "n_positions", "vocab_size")  # of the model: what config.json states
-FIXED = (*SHAPE, "rows", "shares", "lr", "falling", "weight_decay", "seed")  # what a run is begun with, and goes on with
+FIXED = (
+    *SHAPE,
+    "rows",
+    "shares",
+    "lr",
+    "falling",
+    "weight_decay",
+    "seed",
+)  # what a run is begun with, and goes on with
 ANY = sys.float_info.max
 LIMITS = (  # flags, their least value, their largest
     ("n_layer n_head n_embd vocab_chars steps rows every", 1, ANY),
@@ -74,19 +86,38 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     for name, default in (("n_layer", 6), ("n_head", 4), ("n_embd", 256), ("n_positions", 256)):
         add(f"--{name}", type=int, default=default, help=f"of the model (default: {default})")
     add("--vocab_size", type=int, default=4096, help="256 bytes, the merges, and the end token (default: 4096)")
-    add("--vocab_chars", type=int, default=10_000_000, help="characters of each kind to train the vocabulary on (default: 10 million)")
+    add(
+        "--vocab_chars",
+        type=int,
+        default=10_000_000,
+        help="characters of each kind to train the vocabulary on (default: 10 million)",
+    )
     shares = [0.25, 0.15, 0.2, 0.4]
-    add("--shares", type=float, nargs=4, default=shares, metavar="S", help=f"of {', '.join(KINDS)} (default: {' '.join(map(str, shares))})")
+    add(
+        "--shares",
+        type=float,
+        nargs=4,
+        default=shares,
+        metavar="S",
+        help=f"of {', '.join(KINDS)} (default: {' '.join(map(str, shares))})",
+    )
     add("--steps", type=int, default=12_000, help="updates (default: 12,000)")
     add("--rows", type=int, default=16, help="rows of n_positions tokens an update (default: 16)")
     add("--lr", type=float, default=8e-3, help="learning rate of both optimisers (default: 8e-3)")
-    add("--falling", type=float, default=0.3, help="the last part of the run, in which the learning rate falls to 0 (default: 0.3)")
+    add(
+        "--falling",
+        type=float,
+        default=0.3,
+        help="the last part of the run, in which the learning rate falls to 0 (default: 0.3)",
+    )
     add("--weight_decay", type=float, default=0.05, help="of the layers' matrices (default: 0.05)")
     add("--seed", type=int, default=1)
     add("--device", default="auto", help="cpu, cuda (auto: cuda where there is one)")
     add("--dtype", default="auto", choices=("auto", "bf16", "fp32"))
     add("--compile", action="store_true", help="compile the model, which needs a C++ compiler")
-    add("--every", type=int, default=500, help="steps between checkpoints, with held-out losses, in nats (default: 500)")
+    add(
+        "--every", type=int, default=500, help="steps between checkpoints, with held-out losses, in nats (default: 500)"
+    )
     args = parser.parse_args(argv)
     check_flags(args)
     args.device = pick_device(args.device)
@@ -97,11 +128,15 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def check_flags(args: argparse.Namespace) -> None:
     """Raise InputError for flags that make no run."""
     if args.corpus is None or args.out is None:
-        raise InputError(f"name a folder for the model with --out, and with --corpus one of text, which is not in this repository: {FILES}")
+        raise InputError(
+            f"name a folder for the model with --out, and with --corpus one of text, which is not in this repository: {FILES}"
+        )
     for names, least, most in LIMITS:
         for name in names.split():
             if not least <= (value := getattr(args, name)) <= most:  # true of nan too
-                raise InputError(f"--{name} {value}: must be at least {least}" + (f" and at most {most}" if most != ANY else ""))
+                raise InputError(
+                    f"--{name} {value}: must be at least {least}" + (f" and at most {most}" if most != ANY else "")
+                )
     if args.n_embd % args.n_head:
         raise InputError(f"--n_embd {args.n_embd}: must be a multiple of --n_head {args.n_head}")
     if not all(0 <= share <= ANY for share in args.shares):
@@ -140,7 +175,9 @@ def loss_of(model: GPT2, rows: torch.Tensor) -> torch.Tensor:
 def make_optimizers(model: GPT2, args: argparse.Namespace) -> list[torch.optim.Optimizer]:
     """Muon for the layers' matrices; AdamW for embeddings, biases and LayerNorms, which do not decay."""
     is_matrix = {name: p.dim() == 2 and name.startswith("h.") for name, p in model.named_parameters()}
-    matrices, others = ([p for name, p in model.named_parameters() if is_matrix[name] is wanted] for wanted in (True, False))
+    matrices, others = (
+        [p for name, p in model.named_parameters() if is_matrix[name] is wanted] for wanted in (True, False)
+    )
     return [
         torch.optim.Muon(matrices, lr=args.lr, weight_decay=args.weight_decay, adjust_lr_fn="match_rms_adamw"),
         torch.optim.AdamW(others, lr=args.lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True),
@@ -159,7 +196,7 @@ def held_out_loss(model: GPT2, rows: torch.Tensor, args: argparse.Namespace, mos
         rows = rows[torch.linspace(0, len(rows) - 1, most).long()]
     total = 0.0
     for piece in rows.split(16):
-        with autocast(args):
+        with autocast(args.device, args.dtype):
             total += loss_of(model, piece.to(args.device)).item() * len(piece)
     return total / len(rows)
 
@@ -181,7 +218,9 @@ def compiled(args: argparse.Namespace) -> Callable:
     if args.device == "cpu":
         from torch._inductor import config as inductor
 
-        inductor.pattern_matcher = False  # it would replace our attention by a kernel whose backward pass is slow on CPUs
+        inductor.pattern_matcher = (
+            False  # it would replace our attention by a kernel whose backward pass is slow on CPUs
+        )
     return torch.compile(loss_of, dynamic=False)
 
 
@@ -198,7 +237,9 @@ class Pretraining:
         kinds = find_kinds(args.corpus)
         shares = {kind: share for kind, share in zip(KINDS, args.shares) if kind in kinds}
         if not any(shares.values()):
-            raise InputError(f"--shares leave nothing to {', '.join(kinds)}, all that {args.corpus} holds: give a share above 0")
+            raise InputError(
+                f"--shares leave nothing to {', '.join(kinds)}, all that {args.corpus} holds: give a share above 0"
+            )
         resuming = self.check_folder()
         documents = {kind: read_documents(args.corpus, kind) for kind in kinds}
         training, held_out = ({kind: both[i] for kind, both in documents.items()} for i in (0, 1))
@@ -210,7 +251,9 @@ class Pretraining:
         self.mixture = Mixture(sources, shares, args.seed)
         self.held_out = held_out_rows(held_out, tokenizer, args.n_positions + 1)
         # Marks of what the rows are a function of, beside the flags
-        self.text = {"vocab.bpe": sha256_of(args.out / "vocab.bpe")[:16]} | {kind: source.mark() for kind, source in sources.items()}
+        self.text = {"vocab.bpe": sha256_of(args.out / "vocab.bpe")[:16]} | {
+            kind: source.mark() for kind, source in sources.items()
+        }
 
         self.model = GPT2(GPT2Config(*(getattr(args, name) for name in SHAPE)))
         self.model.init_weights(args.seed).to(args.device)
@@ -227,7 +270,9 @@ class Pretraining:
             raise InputError(f"{args.out} holds a run of train.py: choose another --out")
         if not self.checkpoint.exists():
             if (args.out / "model.safetensors").exists():
-                raise InputError(f"{args.out} holds a model.safetensors but no checkpoint.pt: choose another --out, or delete it")
+                raise InputError(
+                    f"{args.out} holds a model.safetensors but no checkpoint.pt: choose another --out, or delete it"
+                )
             return False
         if not args.resume:
             raise InputError(f"{args.out} holds a run already: go on with it (--resume), or choose another --out")
@@ -248,7 +293,9 @@ class Pretraining:
         others = [name for name in {**before, **now} if before.get(name) != now.get(name)]
         if others:
             differ = ", ".join(f"{name} {before.get(name)}, not {now.get(name)}" for name in others)
-            raise InputError(f"{self.args.out} was begun with {differ}: resume it with the same flags and text, or choose another --out")
+            raise InputError(
+                f"{self.args.out} was begun with {differ}: resume it with the same flags and text, or choose another --out"
+            )
 
     def resume(self) -> None:
         """Put the checkpoint's state back."""
@@ -283,7 +330,7 @@ class Pretraining:
     def update(self, loss_of_rows: Callable) -> torch.Tensor:
         """One step of both optimisers on the next batch; returns its loss before the step, in nats a token."""
         args, lr = self.args, learning_rate(self.args, self.n, self.args.steps)
-        with autocast(args):
+        with autocast(args.device, args.dtype):
             loss = loss_of_rows(self.model, self.mixture.batch(self.n, args.rows, args.n_positions + 1).to(args.device))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
@@ -300,7 +347,9 @@ class Pretraining:
         losses = {kind: held_out_loss(self.model, rows, args, most=64) for kind, (rows, _) in self.held_out.items()}
         for what, value in {"training": loss, **losses}.items():
             if not math.isfinite(value):
-                raise InputError(f"the loss ({what}) is {value} at step {n}: lower --lr (it is {args.lr:g}), with another --out")
+                raise InputError(
+                    f"the loss ({what}) is {value} at step {n}: lower --lr (it is {args.lr:g}), with another --out"
+                )
         lr = learning_rate(args, n - 1, args.steps)
         figures = (f"{value:.4f}" for value in (loss, *losses.values()))
         self.log.add(n, n * args.rows * args.n_positions, f"{self.seconds:.0f}", f"{lr:.2e}", *figures)

@@ -19,13 +19,13 @@ import heapq
 import itertools
 import json
 from collections import Counter, defaultdict
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Iterable
 
 import regex  # comes with tiktoken, whose pattern needs its \p{L}
 
 from e2e_data import END, tiktoken_pattern
-from files import write_whole
+from harness.files import write_atomic
 
 
 def byte_letters() -> list[str]:
@@ -55,7 +55,9 @@ def train_bpe(texts: Iterable[str], n_merges: int) -> list[tuple[bytes, bytes]]:
     merges = []
     while len(merges) < n_merges:
         if not heap:
-            raise ValueError(f"the texts give only {len(merges)} merges, not {n_merges}: train on more, or make the vocabulary smaller")
+            raise ValueError(
+                f"the texts give only {len(merges)} merges, not {n_merges}: train on more, or make the vocabulary smaller"
+            )
         count, pair = heapq.heappop(heap)
         if count != pairs[pair] or count == 0:
             continue
@@ -107,7 +109,7 @@ def write_vocabulary(folder: Path, merges: list[tuple[bytes, bytes]]) -> None:
     spell = lambda token: "".join(letters[b] for b in token)  # noqa: E731
     single = sorted(letters)  # GPT-2's order of the bytes: printable ones first
     tokens = [*single, *(spell(a + b) for a, b in merges), END]
-    with write_whole(Path(folder) / "vocab.bpe") as file:
+    with write_atomic(Path(folder) / "vocab.bpe") as file:
         file.write("#version: 0.2\n" + "".join(f"{spell(a)} {spell(b)}\n" for a, b in merges))
-    with write_whole(Path(folder) / "encoder.json") as file:
+    with write_atomic(Path(folder) / "encoder.json") as file:
         json.dump({token: i for i, token in enumerate(tokens)}, file, ensure_ascii=True)

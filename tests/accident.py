@@ -1,7 +1,7 @@
 """Runs a program of this project with an accident, which the environment names. For torchrun:
 
-    LIMIT=20000 torchrun --nproc_per_node 2 accident.py train.py ...           no file may grow beyond so many bytes
-    KILL_IN=5 torchrun --nproc_per_node 2 accident.py train.py ...             rank 1 is killed in training step 5 (0 is the first)
+LIMIT=20000 torchrun --nproc_per_node 2 accident.py train.py ...           no file may grow beyond so many bytes
+KILL_IN=5 torchrun --nproc_per_node 2 accident.py train.py ...             rank 1 is killed in training step 5 (0 is the first)
 """
 
 import os
@@ -14,7 +14,7 @@ from pathlib import Path
 sys.argv = sys.argv[1:]
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import ranks
+from harness import ranks
 
 begin_step = ranks.seed_noise  # what each step begins with
 

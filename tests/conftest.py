@@ -11,7 +11,9 @@ import transformers
 from tiny import write_data, write_model
 
 transformers.logging.set_verbosity_error()
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets what it starts in the background ignore Ctrl-C, which tests send
+signal.signal(
+    signal.SIGINT, signal.default_int_handler
+)  # a shell lets what it starts in the background ignore Ctrl-C, which tests send
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -24,7 +24,7 @@ import evaluate
 import metrics.meteor
 import train
 from gpt2 import GPT2, GPT2Config
-from weights import write_safetensors
+from harness.safetensors import write_safetensors
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -140,22 +140,34 @@ BAD_TEXTS = {  # what stands in the file: text, or bytes (None: no file)
     "cut in a letter": ((GOOD + "name : Café").encode()[:-1], ["{file}, line 2: not UTF-8", "save the file as UTF-8"]),
     "Latin-1": ((GOOD + "name : Café||Café .\n").encode("latin-1"), ["{file}, line 2: not UTF-8"]),
     "UTF-16": (GOOD.encode("utf-16"), ["{file}, line 1: not UTF-8"]),
-    "longer than the context": (GOOD * 2 + "name : " + "A B C " * 40 + "||A .\n", ["{file}, line 3: ", "tokens", "shorten it"]),
+    "longer than the context": (
+        GOOD * 2 + "name : " + "A B C " * 40 + "||A .\n",
+        ["{file}, line 3: ", "tokens", "shorten it"],
+    ),
 }
 BAD_TABLES = {  # the same for CSV
     "nothing in it": ("", ["{file} is empty"]),
     "no header": ("name[A],A .\n", ["{file}, line 1: it must name the columns mr and ref"]),
-    "other columns": ("meaning,text\nname[A],A .\n", ["{file}, line 1: it must name the columns mr and ref", "meaning, text"]),
+    "other columns": (
+        "meaning,text\nname[A],A .\n",
+        ["{file}, line 1: it must name the columns mr and ref", "meaning, text"],
+    ),
     "semicolons": ("mr;ref\nname[A];A .\n", ["{file}, line 1: it must name the columns mr and ref"]),
     "header only": ("mr,ref\n", ["{file} holds no example"]),
-    "a column too many": ("mr,ref\nname[A],A .\nname[A],A, and B .\n", ["{file}, line 3: 3 columns where the header has 2", "quotes"]),
+    "a column too many": (
+        "mr,ref\nname[A],A .\nname[A],A, and B .\n",
+        ["{file}, line 3: 3 columns where the header has 2", "quotes"],
+    ),
     "a column too few": ("mr,ref\nname[A]\n", ["{file}, line 2: 1 columns where the header has 2"]),
     "cut in quotes": ('mr,ref\n"name[A], food[B]",A .\n"name[A], fo', ["{file}, line 3: not CSV", "cut short"]),
     "no table": ("mr,ref\nname[A],A .\nname: A,A .\n", ["{file}, line 3: not a table such as name[Blue Spice]"]),
     "an open bracket": ("mr,ref\nname[A,A .\n", ["{file}, line 2: not a table"]),
     "no sentence": ('mr,ref\nname[A]," "\n', ["{file}, line 2: the column ref is empty", "delete it"]),
     "Latin-1": ("mr,ref\nname[Café],A .\n".encode("latin-1"), ["{file}, line 2: not UTF-8"]),
-    "longer than the context": ("mr,ref\nname[A],A .\nname[" + "A B C " * 40 + "],A .\n", ["{file}, line 3: ", "tokens"]),
+    "longer than the context": (
+        "mr,ref\nname[A],A .\nname[" + "A B C " * 40 + "],A .\n",
+        ["{file}, line 3: ", "tokens"],
+    ),
 }
 ALL_BAD = [
     pytest.param(ending, bad, parts, id=f"{ending}: {what}")
@@ -192,10 +204,14 @@ def test_evaluation_refuses_bad_data(place, refused, ending, bad, parts):
 
 def test_evaluation_refuses_a_table_longer_than_the_context(place, refused):
     spoil(place / "data", "test", ".txt", GOOD + "name : " + "A B C " * 60 + "||A .\n")
-    assert_says(refused(evaluate.main, ["--run", place / "done", "--device", "cpu"]), "name : A B C", "positions", "160")
+    assert_says(
+        refused(evaluate.main, ["--run", place / "done", "--device", "cpu"]), "name : A B C", "positions", "160"
+    )
 
 
-@pytest.mark.parametrize("ending, bad, parts", [case for case in ALL_BAD if "no file" in case.id or "Latin-1" in case.id])
+@pytest.mark.parametrize(
+    "ending, bad, parts", [case for case in ALL_BAD if "no file" in case.id or "Latin-1" in case.id]
+)
 def test_bad_test_data_are_found_before_the_training_not_after_it(world, place, refused, ending, bad, parts):
     path = spoil(place / "data", "test", ending, bad)
     assert_says(refused(train.main, flags(world, place / "data", place / "new")), *in_data(parts, path, "test"))
@@ -209,7 +225,10 @@ def test_without_evaluation_no_test_data_are_needed(world, place):
 
 @pytest.mark.parametrize("what", ["nowhere", "done/settings.json"])
 def test_a_data_folder_that_is_none_is_named(world, place, refused, what):
-    assert_says(refused(train.main, flags(world, place / what, place / "new")), f"{place / what} is not a folder: --data names one")
+    assert_says(
+        refused(train.main, flags(world, place / what, place / "new")),
+        f"{place / what} is not a folder: --data names one",
+    )
 
 
 # ----------------------------------------------------------------------------- flags
@@ -273,7 +292,9 @@ def test_training_refuses_bad_flags(world, place, refused, wrong, said):
     assert_says(complaint, said)
 
 
-@pytest.mark.parametrize("wrong", ["--lr abc", "--prefix_len 2.5", "--seed 1e3", "--mode nonsense", "--dtype fp8", "--nonsense 3", "--lr"])
+@pytest.mark.parametrize(
+    "wrong", ["--lr abc", "--prefix_len 2.5", "--seed 1e3", "--mode nonsense", "--dtype fp8", "--nonsense 3", "--lr"]
+)
 @pytest.mark.parametrize("main", [train.main, evaluate.main], ids=["train", "evaluate"])
 def test_what_is_no_flag_or_no_number_is_said_by_argparse(place, main, wrong, capsys):
     before = content(place)
@@ -367,7 +388,9 @@ def test_a_vocabulary_that_is_none_is_refused(world, place, refused, file, bad):
 def test_half_of_a_vocabulary_is_refused(world, place, refused):
     model = shutil.copytree(world / "model", place / "other")
     (model / "encoder.json").unlink()
-    assert_says(refused(train.main, flags(world, place / "data", place / "new", "--model", model)), "vocab.bpe and encoder.json")
+    assert_says(
+        refused(train.main, flags(world, place / "data", place / "new", "--model", model)), "vocab.bpe and encoder.json"
+    )
 
 
 # ----------------------------------------------------------------------------- no network
@@ -419,7 +442,11 @@ OTHER_FLAGS = [
 @pytest.mark.parametrize("wrong, said", OTHER_FLAGS, ids=[wrong for wrong, _ in OTHER_FLAGS])
 def test_going_on_with_other_flags_is_refused(world, place, refused, wrong, said):
     complaint = refused(train.main, flags(world, place / "data", place / "begun", "--resume", *wrong.split()))
-    assert_says(complaint, f"{place / 'begun'} was begun with {said}", ": give the same flags to resume it, or choose another --out")
+    assert_says(
+        complaint,
+        f"{place / 'begun'} was begun with {said}",
+        ": give the same flags to resume it, or choose another --out",
+    )
 
 
 def test_the_same_command_again_is_refused_without_resume(world, place, refused):
@@ -440,12 +467,16 @@ def test_going_on_from_a_damaged_checkpoint_is_refused(world, place, refused, ba
     checkpoint = place / "begun" / "checkpoint.pt"
     if bad == "last byte":
         bad = checkpoint.stat().st_size - 1
-    checkpoint.write_bytes(checkpoint.read_bytes()[:bad] if isinstance(bad, int) else bad if isinstance(bad, bytes) else bad.encode())
+    checkpoint.write_bytes(
+        checkpoint.read_bytes()[:bad] if isinstance(bad, int) else bad if isinstance(bad, bytes) else bad.encode()
+    )
     complaint = refused(train.main, flags(world, place / "data", place / "begun", "--resume"))
     assert_says(complaint, f"{checkpoint} ", "delete it to begin again")
 
 
-@pytest.mark.parametrize("other", ["--mode infix --prefix_len 6", "--mode embedding", "--mode finetune", "--no_reparam", "--mid_dim 16"])
+@pytest.mark.parametrize(
+    "other", ["--mode infix --prefix_len 6", "--mode embedding", "--mode finetune", "--no_reparam", "--mid_dim 16"]
+)
 def test_the_checkpoint_of_another_run_is_refused(world, place, refused, monkeypatch, other):
     with monkeypatch.context() as patch:
         kill(patch, in_step=3)
@@ -490,7 +521,17 @@ def test_a_malicious_checkpoint_is_refused_and_not_run(world, place, refused):
         lambda state: state | {"counts": None},
         lambda state: state | {"optimizer": {}},
     ],
-    ids=["nothing", "a list", "a bare state", "no rng", "short rng", "rng of another type", "step as text", "no sums", "no optimizer"],
+    ids=[
+        "nothing",
+        "a list",
+        "a bare state",
+        "no rng",
+        "short rng",
+        "rng of another type",
+        "step as text",
+        "no sums",
+        "no optimizer",
+    ],
 )
 def test_a_checkpoint_of_something_else_is_refused(world, place, refused, change):
     checkpoint = place / "begun" / "checkpoint.pt"
@@ -499,7 +540,11 @@ def test_a_checkpoint_of_something_else_is_refused(world, place, refused, change
     assert_says(complaint, f"{checkpoint} ", "delete it to begin again")
 
 
-@pytest.mark.parametrize("bad", [b"step,epoch\nx,1,2,3,4,5\n1,2,3,4,5,6\n", b"\xff\xfe\x00", b"\0" * 100, b'"'], ids=["words", "binary", "zeros", "quote"])
+@pytest.mark.parametrize(
+    "bad",
+    [b"step,epoch\nx,1,2,3,4,5\n1,2,3,4,5,6\n", b"\xff\xfe\x00", b"\0" * 100, b'"'],
+    ids=["words", "binary", "zeros", "quote"],
+)
 def test_a_damaged_log_does_not_stop_a_run_from_going_on(world, place, bad):
     """The log is for people: what can be read of it stays, and what matters is the checkpoint."""
     (place / "begun" / "log.csv").write_bytes(bad)
@@ -535,27 +580,51 @@ BAD_RUNS = {
     "settings empty": (rewrite("settings.json", ""), "--run {place}/done", "settings.json is empty"),
     "settings no JSON": (rewrite("settings.json", "{"), "--run {place}/done", "settings.json is not a run's settings"),
     "settings a list": (rewrite("settings.json", "[]"), "--run {place}/done", "settings.json is not a run's settings"),
-    "settings nested deep": (rewrite("settings.json", "[" * 100_000), "--run {place}/done", "settings.json is not a run's settings"),
-    "settings of another program": (rewrite("settings.json", '{"lr": 1, "optimizer": "sgd"}'), "--run {place}/done", "settings.json is not a run's"),
+    "settings nested deep": (
+        rewrite("settings.json", "[" * 100_000),
+        "--run {place}/done",
+        "settings.json is not a run's settings",
+    ),
+    "settings of another program": (
+        rewrite("settings.json", '{"lr": 1, "optimizer": "sgd"}'),
+        "--run {place}/done",
+        "settings.json is not a run's",
+    ),
     "a setting of another type": (restate(beam_size="five"), "--run {place}/done", "settings.json"),
     "an unknown mode": (restate(mode="suffix"), "--run {place}/done", "suffix"),
     "an unknown length_norm": (restate(length_norm="half"), "--run {place}/done", "half"),
     "prefix empty": (rewrite("prefix.safetensors", ""), "--run {place}/done", "prefix.safetensors is not a whole"),
-    "prefix cut": (lambda p: os.truncate(p / "done" / "prefix.safetensors", 900), "--run {place}/done", "prefix.safetensors is not a whole"),
+    "prefix cut": (
+        lambda p: os.truncate(p / "done" / "prefix.safetensors", 900),
+        "--run {place}/done",
+        "prefix.safetensors is not a whole",
+    ),
     "prefix replaced by weights": (
         lambda p: write_safetensors(p / "done" / "prefix.safetensors", {"wte.weight": torch.zeros(2, 2)}, {}),
         "--run {place}/done",
         "prefix.safetensors does not hold a prefix",
     ),
-    "prefix of another mode": (restate(mode="infix"), "--run {place}/done", "prefix.safetensors holds a prefix, but the run's settings say infix"),
+    "prefix of another mode": (
+        restate(mode="infix"),
+        "--run {place}/done",
+        "prefix.safetensors holds a prefix, but the run's settings say infix",
+    ),
     "the model is gone": (restate(model="/nowhere"), "--run {place}/done", "unknown model '/nowhere'"),
-    "the weights are gone": (restate(weights="/nowhere.safetensors"), "--run {place}/done", "/nowhere.safetensors does not exist"),
+    "the weights are gone": (
+        restate(weights="/nowhere.safetensors"),
+        "--run {place}/done",
+        "/nowhere.safetensors does not exist",
+    ),
     "the data are gone": (restate(data="/nowhere"), "--run {place}/done", "/nowhere is not a folder"),
     "no batch": (nothing, "--run {place}/done --batch_size 0", "--batch_size 0: must be at least 1"),
     "no beams": (nothing, "--run {place}/done --beam_size 0", "--beam_size 0: must be at least 1"),
     "too many beams": (nothing, "--run {place}/done --beam_size 201", "--beam_size 201"),
     "no room for the text": (nothing, "--run {place}/done --max_new_tokens 160", "--max_new_tokens"),
-    "both ways at once": (nothing, "--run {place}/done --hyp {place}/h --ref {place}/r", "either --run FOLDER and how to decode it, or --hyp FILE and --ref FILE"),
+    "both ways at once": (
+        nothing,
+        "--run {place}/done --hyp {place}/h --ref {place}/r",
+        "either --run FOLDER and how to decode it, or --hyp FILE and --ref FILE",
+    ),
     "neither way": (nothing, "--split test", "either --run FOLDER and how to decode it, or --hyp FILE and --ref FILE"),
     "outputs alone": (nothing, "--hyp {place}/done/outputs.txt", "--ref FILE"),
 }
@@ -571,7 +640,11 @@ def test_evaluation_refuses_the_prefix_of_another_model(place, refused):
     restate(model=str(another_model(place / "other", n_layer=1)))(place)
     for file in ("vocab.bpe", "encoder.json"):
         shutil.copy(Path(json.loads((place / "begun" / "settings.json").read_text())["model"]) / file, place / "other")
-    assert_says(refused(evaluate.main, ["--run", place / "done"]), "prefix.safetensors was made for", "use the model it was trained with")
+    assert_says(
+        refused(evaluate.main, ["--run", place / "done"]),
+        "prefix.safetensors was made for",
+        "use the model it was trained with",
+    )
 
 
 BAD_SCORING = {  # outputs, references, what is said
@@ -699,10 +772,17 @@ def test_train_as_a_program_complains_in_one_line(world, place):
     spoil(place / "data", "train", ".txt", BAD_TEXTS["no bars"][0])
     ended = program(ROOT / "train.py", *flags(world, place / "data", place / "new"))
     assert (ended.returncode, ended.stdout) == (2, "")
-    assert ended.stderr.startswith(f"error: {place / 'data' / 'train.txt'}, line 2: no '||'") and ended.stderr.count("\n") == 1
+    assert (
+        ended.stderr.startswith(f"error: {place / 'data' / 'train.txt'}, line 2: no '||'")
+        and ended.stderr.count("\n") == 1
+    )
     assert not (place / "new").exists()
 
 
 def test_evaluate_as_a_program_complains_in_one_line(place):
     ended = program(ROOT / "evaluate.py", "--hyp", place / "nowhere.txt", "--ref", place / "data" / "src1_test.txt")
-    assert (ended.returncode, ended.stdout, ended.stderr) == (2, "", f"error: {place / 'nowhere.txt'} does not exist: check the path\n")
+    assert (ended.returncode, ended.stdout, ended.stderr) == (
+        2,
+        "",
+        f"error: {place / 'nowhere.txt'} does not exist: check the path\n",
+    )

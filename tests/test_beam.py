@@ -11,9 +11,10 @@ from beam import beam_search
 from e2e_data import collate, encode, encode_prompt, epoch_order, load_split, load_tokenizer
 from evaluate import newline_tokens
 from gpt2 import GPT2, GPT2Config
+from harness.safetensors import write_safetensors
 from prefix import MODES
 from train import batch_loss
-from weights import load_gpt2, write_safetensors
+from weights import load_gpt2
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "e2e"
 
@@ -131,7 +132,9 @@ def test_banned_tokens_are_never_produced_and_a_full_length_ends_the_text():
     assert len(beam_search(model, [[1, 2]], end=0, max_new_tokens=6)[0]) == 6
 
 
-@pytest.mark.parametrize("wrong", [{"beam_size": 0}, {"max_new_tokens": 0}, {"length_norm": "average"}, {"prompts": [[1], []]}])
+@pytest.mark.parametrize(
+    "wrong", [{"beam_size": 0}, {"max_new_tokens": 0}, {"length_norm": "average"}, {"prompts": [[1], []]}]
+)
 def test_nonsense_is_refused(wrong):
     with pytest.raises(ValueError, match="beam search needs"):
         beam_search(Table(12), **({"prompts": [[1, 2]], "end": 0} | wrong))
@@ -184,7 +187,9 @@ def trained(request, tmp_path_factory):
         model = train_briefly(folder, examples, steps=250, batch=16)
     else:
         write_model(folder, n_positions=200)
-        write_safetensors(folder / "model.safetensors", GPT2(load_gpt2(str(folder)).config).init_weights(1).state_dict(), {})
+        write_safetensors(
+            folder / "model.safetensors", GPT2(load_gpt2(str(folder)).config).init_weights(1).state_dict(), {}
+        )
         examples, sources = tables(600, seed=1), [e.source for e in tables(1500, seed=2)]
         model = train_briefly(folder, examples, steps=250, batch=16)
     tokenizer = load_tokenizer(str(folder))
@@ -274,7 +279,9 @@ def test_five_beams_with_and_without_cache_agree(trained, mode):
             self.model = model
 
         def forward(self, tokens, cache, positions=None, mask=None, at=None):
-            ids, _ = cache.append(0, tokens[:, None, :, None], tokens[:, None, :, None])  # remembers the ids, nothing else
+            ids, _ = cache.append(
+                0, tokens[:, None, :, None], tokens[:, None, :, None]
+            )  # remembers the ids, nothing else
             return model(ids[:, 0, :, 0], at=at) if at is not None else model(ids[:, 0, :, 0])[:, -1:]
 
     options = dict(max_new_tokens=40, banned=newline_tokens(tokenizer), length_norm="output")
@@ -285,4 +292,3 @@ def test_five_beams_with_and_without_cache_agree(trained, mode):
     finally:
         if prefix:
             prefix.detach(model)
-

@@ -41,16 +41,28 @@ def test_beams_that_branch_die_and_leave_go_on_as_if_each_were_read_anew(mode, l
     prompt_of, texts = [0, 1, 2], [[[]]] * 3
     for step in range(12):
         going_on = {4: [0, 2], 8: [1]}.get(step, list(range(len(prompt_of))))
-        beams = torch.randint(0, len(texts[0]), (len(going_on), 3), generator=generator)  # of one beam at first, then of three
+        beams = torch.randint(
+            0, len(texts[0]), (len(going_on), 3), generator=generator
+        )  # of one beam at first, then of three
         tokens = torch.randint(0, END, beams.shape, generator=generator)
         prompt_of, real = [prompt_of[b] for b in going_on], real[going_on]
-        texts = [[texts[b][k] + [t] for k, t in zip(*rows)] for b, *rows in zip(going_on, beams.tolist(), tokens.tolist())]
+        texts = [
+            [texts[b][k] + [t] for k, t in zip(*rows)] for b, *rows in zip(going_on, beams.tolist(), tokens.tolist())
+        ]
         cache.branch(torch.tensor(going_on), beams)
         R = tokens.numel()
-        mask = torch.cat([real.repeat_interleave(3, 0), torch.ones(R, step + 1, dtype=torch.bool)], dim=1)[:, None, None]
+        mask = torch.cat([real.repeat_interleave(3, 0), torch.ones(R, step + 1, dtype=torch.bool)], dim=1)[
+            :, None, None
+        ]
         positions = torch.tensor([[lengths[b] + step] for b in prompt_of]).repeat_interleave(3, 0)
-        found = model(tokens.view(R, 1), cache=cache, positions=positions, mask=None if real.all() else mask)[:, 0]  # [R, V]
-        anew = [model(torch.tensor([prompts[b] + text]))[0, -1] for b, of_prompt in zip(prompt_of, texts) for text in of_prompt]
+        found = model(tokens.view(R, 1), cache=cache, positions=positions, mask=None if real.all() else mask)[
+            :, 0
+        ]  # [R, V]
+        anew = [
+            model(torch.tensor([prompts[b] + text]))[0, -1]
+            for b, of_prompt in zip(prompt_of, texts)
+            for text in of_prompt
+        ]
         torch.testing.assert_close(found, torch.stack(anew), atol=1e-4, rtol=0)
 
 
@@ -67,7 +79,9 @@ def test_a_prompt_takes_no_more_memory_with_more_beams_and_nothing_is_copied_whe
         model(torch.zeros(16, 1, dtype=torch.long), cache=cache, positions=torch.full((16, 1), 30 + step))
         assert cache.length == 4 + 30 + 8 * (step + 1) and (cache.layers[0][0] is memory) == (step < 2)
         assert torch.equal(cache.layers[0][0][:, :, : written.size(2)], written)
-    assert {x.shape[2] for layer in cache.layers for x in layer} == {58 + 58 // 2}  # taken anew when there was too little, half as large again
+    assert {x.shape[2] for layer in cache.layers for x in layer} == {
+        58 + 58 // 2
+    }  # taken anew when there was too little, half as large again
 
 
 def spelled_out(model: GPT2, prompt: list[int], K: int, max_new: int) -> tuple[list[int], int]:
@@ -75,7 +89,9 @@ def spelled_out(model: GPT2, prompt: list[int], K: int, max_new: int) -> tuple[l
     running, ended = [(0.0, [])], []
     for n in range(1, max_new + 1):
         log_p = model(torch.tensor([prompt + ids for _, ids in running]))[:, -1].log_softmax(-1)  # [beams, V]
-        everything = [(score + p, [*ids, t]) for (score, ids), row in zip(running, log_p.tolist()) for t, p in enumerate(row)]
+        everything = [
+            (score + p, [*ids, t]) for (score, ids), row in zip(running, log_p.tolist()) for t, p in enumerate(row)
+        ]
         everything.sort(key=lambda pair: -pair[0])
         ended += [(score, ids) for score, ids in everything[:K] if ids[-1] == END or n == max_new]
         ended = sorted(ended, key=lambda pair: -pair[0])[:K]
@@ -93,7 +109,9 @@ def test_the_beams_of_random_models_are_those_of_the_search_spelled_out(mode):
     for seed in range(6):
         model = make(mode, seed)
         end = model.wte.weight[END]
-        model.ln_f.bias.add_(end / end.square().sum())  # the end token's logit + 1, so that most texts end by themselves
+        model.ln_f.bias.add_(
+            end / end.square().sum()
+        )  # the end token's logit + 1, so that most texts end by themselves
         prompts = random_prompts((4, 11, 7, 7, 2), seed)
         for K, max_new in ((5, 12), (3, 12), (1, 12), (4, 1)):
             expected = [spelled_out(model, prompt, K, max_new) for prompt in prompts]
@@ -122,7 +140,10 @@ def test_leaves_take_the_places_of_dead_branches_and_what_is_left_says_the_same(
     model, prompts, lengths = make("prefix", 5), random_prompts((5, 9), 4), [5, 9]
     steps, S = 12, 4 + 9  # the prefix and the longer prompt
     # The second prompt's do so too, or all go on. (Its beams to go on with; how large its tree becomes.)
-    for of_second, largest_tree in ((torch.zeros(8, dtype=torch.long), S + (steps - 1) + 8), (torch.arange(8), S + steps * 8)):
+    for of_second, largest_tree in (
+        (torch.zeros(8, dtype=torch.long), S + (steps - 1) + 8),
+        (torch.arange(8), S + steps * 8),
+    ):
         cache, texts = BeamCache(room=8 * steps), [[[]] * 8, [[]] * 8]
         model(torch.tensor([prompt + [END] * (9 - len(prompt)) for prompt in prompts]), cache=cache)
         real = torch.ones(2, S, dtype=torch.bool)
@@ -131,8 +152,12 @@ def test_leaves_take_the_places_of_dead_branches_and_what_is_left_says_the_same(
             tokens = (torch.arange(8) + torch.tensor([[step], [2 * step + 1]])) % END  # [2, 8]
             beams = torch.stack([torch.zeros(8, dtype=torch.long), of_second if step else 0 * of_second])
             cache.branch(torch.tensor([0, 1]), beams)
-            texts = [[texts[b][k] + [t] for k, t in zip(*row)] for b, row in enumerate(zip(beams.tolist(), tokens.tolist()))]
-            mask = torch.cat([real.repeat_interleave(8, 0), torch.ones(16, step + 1, dtype=torch.bool)], dim=1)[:, None, None]
+            texts = [
+                [texts[b][k] + [t] for k, t in zip(*row)] for b, row in enumerate(zip(beams.tolist(), tokens.tolist()))
+            ]
+            mask = torch.cat([real.repeat_interleave(8, 0), torch.ones(16, step + 1, dtype=torch.bool)], dim=1)[
+                :, None, None
+            ]
             positions = torch.tensor([[n + step] for n in lengths]).repeat_interleave(8, 0)
             found = model(tokens.view(16, 1), cache=cache, positions=positions, mask=mask)[:, 0].unflatten(0, (2, 8))
             for b in range(2):
@@ -151,7 +176,11 @@ def test_a_tree_that_needs_no_place_sees_nothing_in_it(monkeypatch, room):
     model(torch.tensor(prompts), cache=cache)
     for step in range(4):
         cache.branch(torch.tensor([0, 1]), torch.tensor([[0, 0, 0], [0, 1, 2] if step else [0, 0, 0]]))
-        assert model(torch.ones(6, 1, dtype=torch.long), cache=cache, positions=torch.full((6, 1), 5 + step)).isfinite().all()
+        assert (
+            model(torch.ones(6, 1, dtype=torch.long), cache=cache, positions=torch.full((6, 1), 5 + step))
+            .isfinite()
+            .all()
+        )
 
 
 def test_the_largest_are_those_that_topk_finds():
@@ -163,7 +192,9 @@ def test_the_largest_are_those_that_topk_finds():
         expected = x.topk(n)
         assert torch.equal(values, expected.values) and torch.equal(places, expected.indices)
     ends = torch.zeros(1, 6500)
-    ends[0, [0, 63, 64, 6463, 6464, 6499]] = torch.tensor([1.0, 2, 3, 4, 5, 6])  # where groups begin and end, and behind the last
+    ends[0, [0, 63, 64, 6463, 6464, 6499]] = torch.tensor(
+        [1.0, 2, 3, 4, 5, 6]
+    )  # where groups begin and end, and behind the last
     assert largest(ends, 6)[1].tolist() == [[6499, 6464, 6463, 64, 63, 0]]
     equal = largest(torch.ones(2, 6500), 5)  # of equals any, but none twice
     assert equal[0].tolist() == [[1] * 5] * 2 and all(len(set(row)) == 5 for row in equal[1].tolist())

@@ -19,9 +19,10 @@ import decoding  # noqa: E402
 import scorer  # noqa: E402
 import training  # noqa: E402
 import where_time_goes  # noqa: E402
-from files import InputError  # noqa: E402
-from settings import Settings  # noqa: E402
 from tiny import write_data, write_model  # noqa: E402
+
+from harness.files import InputError  # noqa: E402
+from harness.settings import Settings  # noqa: E402
 from weights import load_config  # noqa: E402
 
 
@@ -37,7 +38,9 @@ def small(tmp_path_factory):
 def run_script(script: str, *flags: str) -> str:
     """The command itself, as a user starts it; what it prints."""
     command = [sys.executable, str(ROOT / "benchmarks" / script), "--device", "cpu", *flags]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=900)
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=900
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -66,7 +69,10 @@ def run_here(monkeypatch, module, *flags: str) -> None:
 def check_report(report: dict, key: str, rounds: int, ratios: dict[str, tuple[str, str]]) -> None:
     """Speeds are medians of their rounds, ratios are taken round by round, and all that explains them is there."""
     assert {"command", "machine", "versions", "model", "data"} <= report.keys()
-    assert report["machine"].keys() == {"device", "processor", "dtype", "torch"} and {"python", "torch"} <= report["versions"].keys()
+    assert (
+        report["machine"].keys() == {"device", "processor", "dtype", "torch"}
+        and {"python", "torch"} <= report["versions"].keys()
+    )
     for one in report["contenders"].values():
         assert len(one["every_round"]) == rounds and min(one["every_round"]) > 0
         assert one[key] == statistics.median(one["every_round"])
@@ -74,7 +80,9 @@ def check_report(report: dict, key: str, rounds: int, ratios: dict[str, tuple[st
     assert report["ratios"].keys() == ratios.keys()
     for name, (above, below) in ratios.items():
         above, below, ratio = report["contenders"][above], report["contenders"][below], report["ratios"][name]
-        assert ratio["every_round"] == pytest.approx([a / b for a, b in zip(above["every_round"], below["every_round"])])
+        assert ratio["every_round"] == pytest.approx(
+            [a / b for a, b in zip(above["every_round"], below["every_round"])]
+        )
         assert ratio["min"] <= ratio["median"] <= ratio["max"]
         assert (ratio["min"], ratio["median"], ratio["max"]) == (
             min(ratio["every_round"]), statistics.median(ratio["every_round"]), max(ratio["every_round"])
@@ -88,17 +96,41 @@ def check_report(report: dict, key: str, rounds: int, ratios: dict[str, tuple[st
 
 def test_training_beside_the_peer_gives_the_same_losses_and_consistent_ratios(small, tmp_path):
     out = tmp_path / "deep" / "training.json"
-    flags = ("--modes", "finetune", "--dropout", "0", "--dtype", "fp32", "--rounds", "2", "--steps", "2", "--warm_up", "1", "--out", str(out))
+    flags = (
+        "--modes",
+        "finetune",
+        "--dropout",
+        "0",
+        "--dtype",
+        "fp32",
+        "--rounds",
+        "2",
+        "--steps",
+        "2",
+        "--warm_up",
+        "1",
+        "--out",
+        str(out),
+    )
     printed = run_script("training.py", "--model", str(small / "model"), *flags)
     report = json.loads(out.read_text())
     check_report(report, "examples_per_s", 2, {"finetune: ours / peer": ("finetune, ours", "finetune, peer")})
-    assert report["batch_size"] == 10 and report["steps_a_round"] == 2 and {"transformers", "peft"} <= report["versions"].keys()
+    assert (
+        report["batch_size"] == 10
+        and report["steps_a_round"] == 2
+        and {"transformers", "peft"} <= report["versions"].keys()
+    )
     assert "--modes finetune" in report["command"] and report["command"].startswith("python benchmarks/training.py ")
     ours, peer = report["contenders"]["finetune, ours"], report["contenders"]["finetune, peer"]
     assert len(ours["losses"]) == 5  # one step to warm up, two rounds of two
     assert ours["losses"] == pytest.approx(peer["losses"], abs=1e-3)
-    assert ours["first_loss"] == pytest.approx(peer["first_loss"], abs=1e-3) == pytest.approx(ours["losses"][0], abs=1e-3)
-    assert f"{ours['examples_per_s']:.2f}" in printed and f"{report['ratios']['finetune: ours / peer']['median']:.2f}" in printed
+    assert (
+        ours["first_loss"] == pytest.approx(peer["first_loss"], abs=1e-3) == pytest.approx(ours["losses"][0], abs=1e-3)
+    )
+    assert (
+        f"{ours['examples_per_s']:.2f}" in printed
+        and f"{report['ratios']['finetune: ours / peer']['median']:.2f}" in printed
+    )
     assert "differ" not in printed
 
 
@@ -118,7 +150,20 @@ def test_both_sides_train_the_same_step_by_step(small, mode):
 
 def test_training_alone_reports_how_cost_grows(small, tmp_path, monkeypatch, capsys):
     out = tmp_path / "training.json"
-    flags = ("--data", str(small / "data"), "--rounds", "1", "--steps", "1", "--batch_size", "3", "--alone", "--scaling", "--out", str(out))
+    flags = (
+        "--data",
+        str(small / "data"),
+        "--rounds",
+        "1",
+        "--steps",
+        "1",
+        "--batch_size",
+        "3",
+        "--alone",
+        "--scaling",
+        "--out",
+        str(out),
+    )
     run_here(monkeypatch, training, "--model", str(small / "model"), "--dtype", "fp32", *flags)
     report = json.loads(out.read_text())
     check_report(report, "examples_per_s", 1, {"ours: prefix / finetune": ("prefix, ours", "finetune, ours")})
@@ -139,7 +184,9 @@ def test_where_the_time_of_a_step_goes_adds_up(small, tmp_path, monkeypatch, cap
     modes = json.loads(out.read_text())["modes"]
     assert list(modes) == ["prefix", "finetune"]
     for found in modes.values():
-        assert sum(found["ms"].values()) == pytest.approx(found["ms_a_step_profiled"]) and min(found["ms"].values()) >= 0
+        assert (
+            sum(found["ms"].values()) == pytest.approx(found["ms_a_step_profiled"]) and min(found["ms"].values()) >= 0
+        )
         assert all(found["ms"][kind] > 0 for kind in where_time_goes.KINDS), "each kind's operators go by these names"
         assert found["tflop_per_s"] == pytest.approx(found["gflop_a_step"] / found["ms_a_step"])  # GFLOP/ms
     # At least the layers' products, forward and for two gradients: 6 operations a weight and token, of ten examples with 57 tokens each.
@@ -154,19 +201,55 @@ def test_where_the_time_of_a_step_goes_adds_up(small, tmp_path, monkeypatch, cap
 
 def test_decoding_beside_the_peer_gives_the_same_texts_and_consistent_ratios(small, tmp_path):
     out = tmp_path / "decoding.json"
-    flags = ("--modes", "prefix", "--dtype", "fp32", "--rounds", "2", "--sentences", "7", "--batch_size", "3", "--new_tokens", "9")
+    flags = (
+        "--modes",
+        "prefix",
+        "--dtype",
+        "fp32",
+        "--rounds",
+        "2",
+        "--sentences",
+        "7",
+        "--batch_size",
+        "3",
+        "--new_tokens",
+        "9",
+    )
     printed = run_script("decoding.py", "--model", str(small / "model"), *flags, "--single", "0", "--out", str(out))
     report = json.loads(out.read_text())
     check_report(report, "sentences_per_s", 2, {"prefix: ours / peer": ("prefix, ours", "prefix, peer")})
-    assert [report[name] for name in ("sentences", "single", "beam_size", "batch_size", "new_tokens")] == [7, 0, 5, 3, 9]
+    assert [report[name] for name in ("sentences", "single", "beam_size", "batch_size", "new_tokens")] == [
+        7,
+        0,
+        5,
+        3,
+        9,
+    ]
     assert report["same_texts"] == {"prefix": [7, 7]}
-    assert f"{report['contenders']['prefix, ours']['sentences_per_s']:.2f}" in printed and "for 7 of 7 tables" in printed
+    assert (
+        f"{report['contenders']['prefix, ours']['sentences_per_s']:.2f}" in printed and "for 7 of 7 tables" in printed
+    )
 
 
 def test_one_at_a_time_is_compared_with_batches(small, tmp_path, monkeypatch):
     out = tmp_path / "decoding.json"
-    flags = ("--modes", "finetune", "--rounds", "2", "--sentences", "6", "--new_tokens", "12", "--single", "2", "--out", str(out))
-    run_here(monkeypatch, decoding, "--model", str(small / "model"), "--data", str(small / "data"), "--dtype", "fp32", *flags)
+    flags = (
+        "--modes",
+        "finetune",
+        "--rounds",
+        "2",
+        "--sentences",
+        "6",
+        "--new_tokens",
+        "12",
+        "--single",
+        "2",
+        "--out",
+        str(out),
+    )
+    run_here(
+        monkeypatch, decoding, "--model", str(small / "model"), "--data", str(small / "data"), "--dtype", "fp32", *flags
+    )
     report = json.loads(out.read_text())
     check_report(report, "sentences_per_s", 2, {
         "finetune: ours / peer": ("finetune, ours", "finetune, peer"),
@@ -182,8 +265,33 @@ def test_each_side_decodes_in_batches_of_its_own_size(small, tmp_path, monkeypat
         decode = side.decode
         monkeypatch.setattr(side, "decode", lambda self, batches, *how, side=side, decode=decode: (
             sizes.update({side.__name__: [len(prompts) for prompts in batches]}), decode(self, batches, *how))[1])  # fmt: skip
-    flags = ("--modes", "finetune", "--rounds", "1", "--sentences", "7", "--batch_size", "5", "--peer_batch_size", "3", "--single", "0")
-    run_here(monkeypatch, decoding, "--model", str(small / "model"), "--dtype", "fp32", "--new_tokens", "6", *flags, "--out", str(out))
+    flags = (
+        "--modes",
+        "finetune",
+        "--rounds",
+        "1",
+        "--sentences",
+        "7",
+        "--batch_size",
+        "5",
+        "--peer_batch_size",
+        "3",
+        "--single",
+        "0",
+    )
+    run_here(
+        monkeypatch,
+        decoding,
+        "--model",
+        str(small / "model"),
+        "--dtype",
+        "fp32",
+        "--new_tokens",
+        "6",
+        *flags,
+        "--out",
+        str(out),
+    )
     report = json.loads(out.read_text())
     assert sizes == {"Ours": [5, 2], "Peer": [3, 3, 1]} and (report["batch_size"], report["peer_batch_size"]) == (5, 3)
     assert report["same_texts"] == {"finetune": [7, 7]}
@@ -191,7 +299,20 @@ def test_each_side_decodes_in_batches_of_its_own_size(small, tmp_path, monkeypat
 
 def test_decoding_alone_reports_how_cost_grows(small, tmp_path, monkeypatch, capsys):
     out = tmp_path / "decoding.json"
-    flags = ("--modes", "finetune", "--rounds", "1", "--sentences", "2", "--new_tokens", "2", "--single", "0", "--alone", "--scaling")
+    flags = (
+        "--modes",
+        "finetune",
+        "--rounds",
+        "1",
+        "--sentences",
+        "2",
+        "--new_tokens",
+        "2",
+        "--single",
+        "0",
+        "--alone",
+        "--scaling",
+    )
     run_here(monkeypatch, decoding, "--model", str(small / "model"), "--dtype", "fp32", *flags, "--out", str(out))
     report = json.loads(out.read_text())
     assert report["contenders"].keys() == {"finetune, ours"} and report["ratios"] == {} == report["same_texts"]
@@ -218,11 +339,16 @@ def test_made_up_examples_have_e2e_lengths():
     prompts, targets = [n for _, n in examples], [len(ids) - n for ids, n in examples]
     assert statistics.mean(prompts) == pytest.approx(29.5, abs=0.5) and (min(prompts), max(prompts)) == (14, 45)
     assert statistics.mean(targets) == pytest.approx(27, abs=0.7) and min(targets) >= 4 and max(targets) <= 79
-    assert statistics.mean(max(len(ids) for ids, _ in examples[i : i + 10]) for i in range(0, 3000, 10)) == pytest.approx(77.4, abs=1.5)
+    assert statistics.mean(
+        max(len(ids) for ids, _ in examples[i : i + 10]) for i in range(0, 3000, 10)
+    ) == pytest.approx(77.4, abs=1.5)
     assert all(ids[n - 1] == ids[-1] == 50256 and ids.count(50256) == 2 for ids, n in examples)
     assert examples == contenders.examples_like_e2e(3000, 50257)
     tables = contenders.prompts_like_e2e(630, 50257)
-    assert statistics.mean(map(len, tables)) == pytest.approx(37.4, abs=0.7) and 15 <= min(map(len, tables)) <= max(map(len, tables)) <= 48
+    assert (
+        statistics.mean(map(len, tables)) == pytest.approx(37.4, abs=0.7)
+        and 15 <= min(map(len, tables)) <= max(map(len, tables)) <= 48
+    )
 
 
 @pytest.mark.parametrize("module", [training, decoding])
@@ -251,7 +377,9 @@ def test_what_cannot_be_measured_is_said_in_a_sentence(small, tmp_path, module, 
 def test_the_command_that_is_written_down_names_no_place_on_this_machine():
     words = ["--out", "/somewhere/a.json", "--data", "/somewhere/e2e", "--out=b.json", "--long", "--modes", "prefix"]
     assert contenders.told(words) == ["--data", "e2e", "--long", "--modes", "prefix"]
-    assert not [path for path in (ROOT / "results").rglob("*.json") if re.search(r"[ \"]/\w", path.read_text(encoding="utf-8"))]
+    assert not [
+        path for path in (ROOT / "results").rglob("*.json") if re.search(r"[ \"]/\w", path.read_text(encoding="utf-8"))
+    ]
 
 
 @pytest.mark.parametrize("side", [training, decoding])
@@ -286,16 +414,29 @@ def test_a_contender_in_its_own_process_returns_raises_and_ends():
 def test_the_readmes_table_is_what_was_measured():
     """Every row of "How fast" is results/*.json, rounded."""
     text = (ROOT / "README.md").read_text(encoding="utf-8").split("## How fast\n")[1].split("\n## ")[0]
-    stated = [[cell.strip() for cell in line.strip("|").split("|")[1:5]] for line in text.splitlines() if line.startswith("| ")][1:]
+    stated = [
+        [cell.strip() for cell in line.strip("|").split("|")[1:5]]
+        for line in text.splitlines()
+        if line.startswith("| ")
+    ][1:]
     files = ("training", "decoding", "decoding-32", "decoding-16", "decoding-best", "decoding-fp32", "scorer")
-    trained, decoded, by_32, by_16, best, in_fp32, scored = (json.loads((ROOT / "results" / f"{name}.json").read_text()) for name in files)
+    trained, decoded, by_32, by_16, best, in_fp32, scored = (
+        json.loads((ROOT / "results" / f"{name}.json").read_text()) for name in files
+    )
     sizes = [(report["batch_size"], report["peer_batch_size"]) for report in (decoded, by_32, by_16, best, in_fp32)]
     assert sizes == [(64, 64), (32, 32), (16, 16), (64, 16), (64, 64)]
-    assert [report["machine"]["dtype"] for report in (trained, decoded, by_32, by_16, best, in_fp32)] == [*["bf16"] * 5, "fp32"]
+    assert [report["machine"]["dtype"] for report in (trained, decoded, by_32, by_16, best, in_fp32)] == [
+        *["bf16"] * 5,
+        "fp32",
+    ]
     rows = []
     for report, key, names in (
         (trained, "examples_per_s", ("prefix: ours / peer", "finetune: ours / peer", "ours: prefix / finetune")),
-        (decoded, "sentences_per_s", ("finetune: ours / peer", "prefix: ours / peer", "finetune: ours / peer one at a time in fp32")),
+        (
+            decoded,
+            "sentences_per_s",
+            ("finetune: ours / peer", "prefix: ours / peer", "finetune: ours / peer one at a time in fp32"),
+        ),
         (by_32, "sentences_per_s", ("finetune: ours / peer",)),
         (by_16, "sentences_per_s", ("finetune: ours / peer",)),
         (best, "sentences_per_s", ("finetune: ours / peer",)),
@@ -303,9 +444,19 @@ def test_the_readmes_table_is_what_was_measured():
     ):
         for name in names:
             mode, ratio = name.split(":")[0], report["ratios"][name]
-            pair = ("prefix, ours", "finetune, ours") if mode == "ours" else (f"{mode}, ours", f"{mode}, peer{', one at a time in fp32' * ('fp32' in name)}")
+            pair = (
+                ("prefix, ours", "finetune, ours")
+                if mode == "ours"
+                else (f"{mode}, ours", f"{mode}, peer{', one at a time in fp32' * ('fp32' in name)}")
+            )
             speeds = [f"{report['contenders'][contender][key]:.1f}" for contender in pair]
-            rows.append([*speeds, f"{ratio['median']:.{0 if ratio['median'] > 10 else 1}f}", f"{ratio['memory']:.2f}" if "memory" in ratio else ""])
+            rows.append(
+                [
+                    *speeds,
+                    f"{ratio['median']:.{0 if ratio['median'] > 10 else 1}f}",
+                    f"{ratio['memory']:.2f}" if "memory" in ratio else "",
+                ]
+            )
     ours, theirs = scored["ours"], scored["reference"]
     rows.append([f"{ours['seconds']:.1f}", f"{theirs['seconds']:.1f}", f"{ours['seconds'] / theirs['seconds']:.2f}",
                  f"{ours['megabytes'] / theirs['megabytes']:.2f}"])  # fmt: skip
@@ -322,7 +473,13 @@ def test_the_readmes_table_is_what_was_measured():
 
 
 def test_the_shares_of_a_step_in_the_readme_are_what_was_measured():
-    text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split("Where a prefix step's time goes")[1].split("\n## ")[0].split())
+    text = " ".join(
+        (ROOT / "README.md")
+        .read_text(encoding="utf-8")
+        .split("Where a prefix step's time goes")[1]
+        .split("\n## ")[0]
+        .split()
+    )
     found = json.loads((ROOT / "results" / "where_time_goes.json").read_text())["modes"]["prefix"]
     share = {kind: f"{100 * ms / found['ms_a_step_profiled']:.0f} %" for kind, ms in found["ms"].items()}
     own = share["attention's products"]

@@ -9,11 +9,20 @@ import torch
 from tiny import tables
 
 from e2e_data import (
-    Example, collate, encode, encode_prompt, epoch_order, group_references, linearise, load_split, load_tokenizer, read_examples,
+    Example,
+    collate,
+    encode,
+    encode_prompt,
+    epoch_order,
+    group_references,
+    linearise,
+    load_split,
+    load_tokenizer,
+    read_examples,
 )  # fmt: skip
 from evaluate import newline_tokens
-from files import InputError, sha256_of
-from loss import STEP
+from fast.loss import STEP
+from harness.files import InputError, sha256_of
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 real_files = pytest.mark.skipif(not (SHARED / "e2e").exists(), reason="E2E's files are not at hand (../shared/e2e)")
@@ -39,19 +48,31 @@ def test_an_official_table_becomes_the_papers_source_string():
         "name : The Eagle | Type : coffee shop | food : Japanese | price : £ 20 - 25 | customer rating : 5 out of 5"
         " | area : riverside | family friendly : yes | near : Burger King"
     )
-    assert linearise("near[Café Sicilia], name[Blue Spice], colour[red]") == "name : Blue Spice | near : Café Sicilia | colour : red"
+    assert (
+        linearise("near[Café Sicilia], name[Blue Spice], colour[red]")
+        == "name : Blue Spice | near : Café Sicilia | colour : red"
+    )
     assert linearise("priceRange[more than £30],name[X]") == "name : X | price : more than £ 30"
 
 
 def test_text_and_csv_give_the_same_examples(tmp_path):
-    (tmp_path / "a.txt").write_text("name : A | food : Thai||A serves Thai food . \n\nname : B | area : riverside||B is by the river . \n")
-    (tmp_path / "a.csv").write_text('mr,ref\n"name[A], food[Thai]",A serves Thai food . \n"name[B], area[riverside]",B is by the river . \n')
-    expected = [Example("name : A | food : Thai", "A serves Thai food . "), Example("name : B | area : riverside", "B is by the river . ")]
+    (tmp_path / "a.txt").write_text(
+        "name : A | food : Thai||A serves Thai food . \n\nname : B | area : riverside||B is by the river . \n"
+    )
+    (tmp_path / "a.csv").write_text(
+        'mr,ref\n"name[A], food[Thai]",A serves Thai food . \n"name[B], area[riverside]",B is by the river . \n'
+    )
+    expected = [
+        Example("name : A | food : Thai", "A serves Thai food . "),
+        Example("name : B | area : riverside", "B is by the river . "),
+    ]
     assert read_examples(tmp_path / "a.txt") == read_examples(tmp_path / "a.csv") == expected
 
 
 def test_csv_columns_may_stand_in_any_order_and_fields_may_hold_commas_and_line_ends(tmp_path):
-    (tmp_path / "a.csv").write_bytes('\ufeffid,ref,mr\r\n7,"Loud,\r\nand cheap.","name[A ""1""], food[Thai]"\r\n'.encode())
+    (tmp_path / "a.csv").write_bytes(
+        '\ufeffid,ref,mr\r\n7,"Loud,\r\nand cheap.","name[A ""1""], food[Thai]"\r\n'.encode()
+    )
     assert read_examples(tmp_path / "a.csv") == [Example('name : A "1" | food : Thai', "Loud,\nand cheap.")]
 
 
@@ -83,10 +104,29 @@ def test_the_official_release_linearises_to_the_papers_sources():
 @real_vocabulary
 def test_gpt2_reads_an_example_as_in_the_papers_code(gpt2_tokenizer):
     """A lone space (220) stands before the separator and, as targets end in one, two before the end token."""
-    example = Example("name : Blue Spice | Type : coffee shop | area : city centre", "A coffee shop in the city centre area called Blue Spice . ")
+    example = Example(
+        "name : Blue Spice | Type : coffee shop | area : city centre",
+        "A coffee shop in the city centre area called Blue Spice . ",
+    )
     (encoded,) = encode(gpt2_tokenizer, [example], room=1019)
     prompt = [1438, 1058, 4518, 43537, 930, 5994, 1058, 6891, 6128, 930, 1989, 1058, 1748, 7372, 220, 50256]
-    assert encoded.ids == prompt + [317, 6891, 6128, 287, 262, 1748, 7372, 1989, 1444, 4518, 43537, 764, 220, 220, 50256]
+    assert encoded.ids == prompt + [
+        317,
+        6891,
+        6128,
+        287,
+        262,
+        1748,
+        7372,
+        1989,
+        1444,
+        4518,
+        43537,
+        764,
+        220,
+        220,
+        50256,
+    ]
     assert encoded.n_prompt == len(prompt)
     assert encode_prompt(gpt2_tokenizer, example.source) == prompt
     assert encode(gpt2_tokenizer, [example], 1019, score_separator=True)[0].n_prompt == len(prompt) - 1
@@ -104,12 +144,18 @@ def test_the_test_sets_lengths_are_the_known_ones(gpt2_tokenizer):
 def test_an_end_token_written_inside_a_table_is_ordinary_text(world):
     tokenizer = load_tokenizer(str(world / "model"))
     (encoded,) = encode(tokenizer, [Example("name : <|endoftext|>", "x <|endoftext|> y")], room=150)
-    assert [i for i, token in enumerate(encoded.ids) if token == tokenizer.eot_token] == [encoded.n_prompt - 1, len(encoded.ids) - 1]
+    assert [i for i, token in enumerate(encoded.ids) if token == tokenizer.eot_token] == [
+        encoded.n_prompt - 1,
+        len(encoded.ids) - 1,
+    ]
 
 
 def test_an_example_longer_than_the_context_is_named(world):
     tokenizer = load_tokenizer(str(world / "model"))
-    with pytest.raises(InputError, match="example 2.* has 7[0-9] tokens, but only 40 fit into the model.s context beside the prefix: 'name : B.*smaller --prefix_len"):
+    with pytest.raises(
+        InputError,
+        match="example 2.* has 7[0-9] tokens, but only 40 fit into the model.s context beside the prefix: 'name : B.*smaller --prefix_len",
+    ):
         encode(tokenizer, [Example("name : A", "A ."), Example("name : B | " + "q " * 30, "B .")], room=40)
 
 
@@ -126,7 +172,9 @@ def test_the_hubs_names_for_the_vocabularys_files_are_known_too(world, tmp_path)
     for ours, hubs in (("vocab.bpe", "merges.txt"), ("encoder.json", "vocab.json"), ("config.json", "config.json")):
         (tmp_path / hubs).write_bytes((world / "model" / ours).read_bytes())
     text = " name : Café Ruby | food : Thai"
-    assert load_tokenizer(str(tmp_path)).encode_ordinary(text) == load_tokenizer(str(world / "model")).encode_ordinary(text)
+    assert load_tokenizer(str(tmp_path)).encode_ordinary(text) == load_tokenizer(str(world / "model")).encode_ordinary(
+        text
+    )
 
 
 # ----------------------------------------------------------------------------- batches

@@ -11,16 +11,19 @@ import pytest
 import evaluate
 import metrics
 from beam import beam_search
-from evaluate import PERCENT, PUBLISHED, decode, evaluate_run, main, newline_tokens, print_table
-from files import InputError
 from e2e_data import group_references, load_split, load_tokenizer
-from runs import load_run
-from settings import Settings
+from evaluate import PERCENT, PUBLISHED, decode, evaluate_run, main, newline_tokens, print_table
+from harness.files import InputError
+from harness.runs import load_run
+from harness.settings import Settings
 from train import train
 
 ROOT = Path(__file__).resolve().parent.parent
 HYP = ["Blue Spice is a pub .", "The Mill serves Thai food ."]
-REFS = [["Blue Spice is a cheap pub .", "A pub called Blue Spice ."], ["The Mill serves Thai food .", "Thai food at The Mill ."]]
+REFS = [
+    ["Blue Spice is a cheap pub .", "A pub called Blue Spice ."],
+    ["The Mill serves Thai food .", "Thai food at The Mill ."],
+]
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +41,9 @@ def files(tmp_path):
     hyp = tmp_path / "outputs.txt"
     hyp.write_text("".join(text + "\n" for text in HYP))
     (tmp_path / "blocks.txt").write_text("\n\n".join("\n".join(refs) for refs in REFS) + "\n")
-    (tmp_path / "pairs.txt").write_text("".join(f"table {i}||{text} \n" for i, refs in enumerate(REFS) for text in refs))
+    (tmp_path / "pairs.txt").write_text(
+        "".join(f"table {i}||{text} \n" for i, refs in enumerate(REFS) for text in refs)
+    )
     rows = "".join(f'"table[{i}]","{text}"\n' for i, refs in enumerate(REFS) for text in refs)
     (tmp_path / "refs.csv").write_text("mr,ref\n" + rows)
     return {name: (hyp, tmp_path / name) for name in ("blocks.txt", "pairs.txt", "refs.csv")}
@@ -71,7 +76,9 @@ def test_segment_scores_are_written_on_request(files, tmp_path):
 
 
 def test_the_table_puts_our_row_beside_the_papers_and_the_posters(capsys):
-    print_table({"ours": {"BLEU": 0.70125, "NIST": 8.5, "NIST_perl": 8.4, "ROUGE_L": 0.5, "CIDEr": 2.0}}, "some references")
+    print_table(
+        {"ours": {"BLEU": 0.70125, "NIST": 8.5, "NIST_perl": 8.4, "ROUGE_L": 0.5, "CIDEr": 2.0}}, "some references"
+    )
     lines = capsys.readouterr().out.splitlines()
     assert lines[1].split() == ["BLEU", "NIST", "NIST_perl", "METEOR", "ROUGE_L", "CIDEr"]
     assert lines[2].split() == ["ours", "70.12", "8.50", "8.40", "-", "50.00", "2.00"]  # no METEOR: a dash, no number
@@ -79,7 +86,14 @@ def test_the_table_puts_our_row_beside_the_papers_and_the_posters(capsys):
     by_name = {name: next(line for line in lines if line.startswith(name)) for name in PUBLISHED}
     assert by_name["poster, prefix 0.1 %"].split()[-6:] == ["68.5", "-", "8.71", "44.3", "70.4", "2.34"]
     assert by_name["poster, fine-tune"].split()[-6:] == ["70.3", "-", "8.94", "46.2", "72.2", "2.47"]
-    assert by_name["GPT-2 medium, prefix 0.1 % (Li & Liang 2021)"].split()[-6:] == ["70.3", "8.82", "-", "46.3", "72.1", "2.46"]
+    assert by_name["GPT-2 medium, prefix 0.1 % (Li & Liang 2021)"].split()[-6:] == [
+        "70.3",
+        "8.82",
+        "-",
+        "46.3",
+        "72.1",
+        "2.46",
+    ]
 
 
 def test_decoding_options_reach_the_search_and_are_recorded(run, monkeypatch):
@@ -98,7 +112,12 @@ def test_decoding_options_reach_the_search_and_are_recorded(run, monkeypatch):
     newlines = newline_tokens(load_tokenizer(load_run(run)[0].model))
     assert len(newlines) > 0 and set(calls) <= {(n, 1, 7, "none", newlines) for n in (1, 2, 3)} and calls[0][0] == 3
     second = json.loads((run / "evaluation-beam_size_1-length_norm_none-max_new_tokens_7.json").read_text())
-    assert (second["beam_size"], second["length_norm"], second["max_new_tokens"], second["batch_size"]) == (1, "none", 7, 3)
+    assert (second["beam_size"], second["length_norm"], second["max_new_tokens"], second["batch_size"]) == (
+        1,
+        "none",
+        7,
+        3,
+    )
     assert before == {name: (run / name).read_bytes() for name in before}  # another search has files of its own
     assert json.loads((run / "settings.json").read_text())["beam_size"] == 5  # the run's own settings stay
 
@@ -150,7 +169,17 @@ def test_scores_of_other_outputs_are_not_overwritten(files, tmp_path):
 
 def test_a_run_can_be_evaluated_from_another_folder_and_after_its_model_moved(world, tmp_path, monkeypatch):
     monkeypatch.chdir(world)
-    folder = train(Settings(model="model", data="data", out=str(tmp_path / "run"), device="cpu", dtype="fp32", max_steps=2, max_new_tokens=5))
+    folder = train(
+        Settings(
+            model="model",
+            data="data",
+            out=str(tmp_path / "run"),
+            device="cpu",
+            dtype="fp32",
+            max_steps=2,
+            max_new_tokens=5,
+        )
+    )
     monkeypatch.chdir(tmp_path)
     evaluate_run(folder)
     settings = json.loads((folder / "settings.json").read_text())
@@ -169,6 +198,12 @@ def test_a_reader_that_has_seen_enough_is_no_error(files):
 
 
 def test_the_readmes_table_is_the_published_one_that_the_program_prints():
-    rows = re.findall(r"^\| ([^|]+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \| (.+) \|$", (ROOT / "README.md").read_text(), re.M)
-    ours = [[f"{value:.{1 if name in PERCENT else 2}f}" for name, value in scores.items()] for scores in PUBLISHED.values()]
+    rows = re.findall(
+        r"^\| ([^|]+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \| (.+) \|$",
+        (ROOT / "README.md").read_text(),
+        re.M,
+    )
+    ours = [
+        [f"{value:.{1 if name in PERCENT else 2}f}" for name, value in scores.items()] for scores in PUBLISHED.values()
+    ]
     assert [list(row[1:6]) for row in rows] == ours and len(rows) == 6

@@ -23,14 +23,25 @@ from experiments import estimate, grid, length_norm, record, report, reproduce, 
 from experiments.record import COLUMNS, data_label, read_rows, read_runs, write_rows
 from experiments.slots import SlotChecker
 from experiments.zero_shot import zero_shot
-from files import InputError, sha256_of
+from harness.files import InputError, sha256_of
+from harness.settings import Settings
 from prefix import Prefix
-from settings import Settings
 from weights import load_gpt2
 
 ROOT = Path(__file__).resolve().parent.parent
 RATE = 3e-3
-CELLS = ("zeroshot", "prompt", "finetune", "prefix5", "prefix1", "infix10", "embedding10", "prefix5-direct", "init-*", "low50-*")
+CELLS = (
+    "zeroshot",
+    "prompt",
+    "finetune",
+    "prefix5",
+    "prefix1",
+    "infix10",
+    "embedding10",
+    "prefix5-direct",
+    "init-*",
+    "low50-*",
+)
 
 
 def arguments(world, folder, *more: str, steps: int = 4) -> list[str]:
@@ -74,13 +85,26 @@ def test_the_grid_is_the_posters_and_the_papers_with_train_pys_defaults(world):
     seeds = {run.cell.name: [] for run in runs.values()}
     for run in runs.values():
         seeds[run.cell.name].append(run.settings.seed)
-    lengths = [f"prefix{P}" for P in (1, 3, 5, 10, 20, 40)] + [f"{mode}{P}" for mode in ("infix", "embedding") for P in (1, 10, 20)]
+    lengths = [f"prefix{P}" for P in (1, 3, 5, 10, 20, 40)] + [
+        f"{mode}{P}" for mode in ("infix", "embedding") for P in (1, 10, 20)
+    ]
     low = [f"low{n}-{mode}" for n in (50, 100, 200, 500) for mode in ("prefix", "finetune")]
-    assert set(seeds) == {"zeroshot", "prompt", "finetune", "prefix5-direct", "init-random", "init-words", *lengths, *low}
+    assert set(seeds) == {
+        "zeroshot",
+        "prompt",
+        "finetune",
+        "prefix5-direct",
+        "init-random",
+        "init-words",
+        *lengths,
+        *low,
+    }
     several = {name for name, s in seeds.items() if s == [101, 102, 103]}
     assert several == {"finetune", "prefix5", "infix1", "infix10", "infix20", *low}
     assert all(s == [101] for name, s in seeds.items() if name not in several | {"zeroshot", "prompt"})
-    defaults, tuned = (Settings(mode=mode, **base).resolve() for mode in ("prefix", "finetune"))  # what train.py does without flags
+    defaults, tuned = (
+        Settings(mode=mode, **base).resolve() for mode in ("prefix", "finetune")
+    )  # what train.py does without flags
     where = {"out", "log_every", "valid_every"}
     for name, expected in (("prefix5-seed101", defaults), ("finetune-seed101", tuned)):
         own = dataclasses.asdict(runs[name].settings)
@@ -90,20 +114,38 @@ def test_the_grid_is_the_posters_and_the_papers_with_train_pys_defaults(world):
         shorter = grid.plan(base | {"max_steps": steps}, grid.PUBLISHED_RATES, "runs/x")
         assert all(estimate.validations(run) <= 5 for run in shorter)
     s = runs["low50-prefix-seed101"].settings
-    assert (s.lr, s.max_steps, s.warmup_steps, s.train_examples, s.keep, s.init_text) == (5e-5, 200, 100, 50, "best", "table-to-text:")
-    assert {name: runs[f"{name}-seed101"].steps for name in low} == dict(zip(low, (200, 100, 200, 100, 200, 200, 400, 400)))
+    assert (s.lr, s.max_steps, s.warmup_steps, s.train_examples, s.keep, s.init_text) == (
+        5e-5,
+        200,
+        100,
+        50,
+        "best",
+        "table-to-text:",
+    )
+    assert {name: runs[f"{name}-seed101"].steps for name in low} == dict(
+        zip(low, (200, 100, 200, 100, 200, 200, 400, 400))
+    )
     assert runs["low100-finetune-seed101"].settings.warmup_steps == 99  # the rate rises to the last step
     n_words = len(load_tokenizer(str(world / "model")).encode_ordinary(" table-to-text:"))
-    assert [runs[f"{name}-seed101"].settings.prefix_len for name in ("init-words", "init-random", "low50-prefix")] == [n_words] * 3
+    assert [runs[f"{name}-seed101"].settings.prefix_len for name in ("init-words", "init-random", "low50-prefix")] == [
+        n_words
+    ] * 3
     assert runs["prefix5-direct-seed101"].settings.no_reparam and not runs["init-random-seed101"].settings.init_text
 
 
 @pytest.mark.skipif(not (os.environ.get("TIKTOKEN_CACHE_DIR") or (ROOT.parent / "shared" / "tiktoken_cache").exists()),
                     reason="GPT-2's vocabulary is not at hand (../shared/tiktoken_cache or TIKTOKEN_CACHE_DIR)")  # fmt: skip
 def test_for_gpt2_the_words_are_six_tokens(world, monkeypatch):
-    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", os.environ.get("TIKTOKEN_CACHE_DIR") or str(ROOT.parent / "shared" / "tiktoken_cache"))
-    runs = {run.name: run for run in grid.plan({"data": str(world / "data"), "device": "cpu"}, grid.PUBLISHED_RATES, "runs/x")}
-    assert {runs[f"{name}-seed101"].settings.prefix_len for name in ("init-words", "init-random", "low500-prefix")} == {6}
+    monkeypatch.setenv(
+        "TIKTOKEN_CACHE_DIR", os.environ.get("TIKTOKEN_CACHE_DIR") or str(ROOT.parent / "shared" / "tiktoken_cache")
+    )
+    runs = {
+        run.name: run
+        for run in grid.plan({"data": str(world / "data"), "device": "cpu"}, grid.PUBLISHED_RATES, "runs/x")
+    }
+    assert {runs[f"{name}-seed101"].settings.prefix_len for name in ("init-words", "init-random", "low500-prefix")} == {
+        6
+    }
     assert runs["prefix5-seed101"].settings.model == "gpt2"
 
 
@@ -124,7 +166,9 @@ def test_every_cell_has_a_place_in_the_report():
     cells = {cell.name for cell in grid.grid(6)}
     assert cells == {name for names in report.SECTIONS.values() for name in names}
     assert cells >= {*report.MAIN, *report.SAMPLED, *grid.BLEU_ELSEWHERE, *search.REPRESENTATIVE.values()}
-    assert search.REPRESENTATIVE.keys() == grid.PUBLISHED_RATES.keys() == {cell.rate for cell in grid.grid(6) if cell.rate}
+    assert (
+        search.REPRESENTATIVE.keys() == grid.PUBLISHED_RATES.keys() == {cell.rate for cell in grid.grid(6) if cell.rate}
+    )
 
 
 # ----------------------------------------------------------------------------- runs from end to end
@@ -152,14 +196,33 @@ def test_a_grid_runs_from_end_to_end(world, made):
         assert not trained or curve[-1]["valid_loss"] == row["valid_loss"] != ""
     L, C, whole = 2, 64, sum(p.numel() for p in load_gpt2(str(world / "model")).parameters())
     stored = {name: int(row["parameters_stored"]) for name, row in rows.items()}
-    assert stored["prefix5-seed1"] == stored["prefix5-direct-seed1"] == 5 * 2 * L * C and stored["infix10-seed1"] == 10 * 2 * L * C
-    assert (stored["embedding10-seed1"], stored["finetune-seed1"], stored["zeroshot"], stored["prompt"]) == (10 * C, whole, 0, 0)
+    assert (
+        stored["prefix5-seed1"] == stored["prefix5-direct-seed1"] == 5 * 2 * L * C
+        and stored["infix10-seed1"] == 10 * 2 * L * C
+    )
+    assert (stored["embedding10-seed1"], stored["finetune-seed1"], stored["zeroshot"], stored["prompt"]) == (
+        10 * C,
+        whole,
+        0,
+        0,
+    )
     assert int(rows["prefix5-direct-seed1"]["parameters_trained"]) == stored["prefix5-direct-seed1"]
-    assert int(rows["prefix1-seed1"]["bytes_on_disk"]) == (made / "runs" / "prefix1-seed1" / "prefix.safetensors").stat().st_size
+    assert (
+        int(rows["prefix1-seed1"]["bytes_on_disk"])
+        == (made / "runs" / "prefix1-seed1" / "prefix.safetensors").stat().st_size
+    )
     low = rows["low50-prefix-seed1"]
-    assert (low["training_examples"], low["warmup_steps"], low["keep"], low["init_text"]) == ("50", "3", "best", "table-to-text:")
+    assert (low["training_examples"], low["warmup_steps"], low["keep"], low["init_text"]) == (
+        "50",
+        "3",
+        "best",
+        "table-to-text:",
+    )
     assert (low["prompt"], rows["prompt"]["prompt"], rows["zeroshot"]["prompt"]) == ("", "table-to-text:", "")
-    assert rows["prefix5-seed1"]["BLEU"] != "" and rows["finetune-seed1"]["valid_loss"] != rows["finetune-seed2"]["valid_loss"]
+    assert (
+        rows["prefix5-seed1"]["BLEU"] != ""
+        and rows["finetune-seed1"]["valid_loss"] != rows["finetune-seed2"]["valid_loss"]
+    )
     assert (made / "tiny" / "table.md").exists() and len(list((made / "tiny" / "figures").iterdir())) == 2 * 5
 
 
@@ -180,7 +243,9 @@ def test_a_run_of_other_settings_is_not_taken_for_the_recorded_one(world, made, 
     assert "runs.csv has prefix1-seed1 with steps 4, not 5: choose another --out and --runs" in capsys.readouterr().err
 
 
-def test_a_grid_stopped_in_a_run_goes_on_in_it_and_ends_with_the_same_results(world, tmp_path, no_report, monkeypatch, capsys):
+def test_a_grid_stopped_in_a_run_goes_on_in_it_and_ends_with_the_same_results(
+    world, tmp_path, no_report, monkeypatch, capsys
+):
     cells = ("--seeds", "1", "--only", "finetune", "infix1")
     for name in ("whole", "stopped"):
         write_rates(tmp_path / name)
@@ -238,7 +303,10 @@ def test_a_grid_that_was_killed_outright_keeps_its_finished_runs_and_goes_on(wor
     rows = read_runs(tmp_path / "tiny")
     assert list(rows) == ["prefix1-seed1"]
     reproduce.main(own)
-    assert read_runs(tmp_path / "tiny")["prefix1-seed1"] == rows["prefix1-seed1"] and len(read_runs(tmp_path / "tiny")) == 2
+    assert (
+        read_runs(tmp_path / "tiny")["prefix1-seed1"] == rows["prefix1-seed1"]
+        and len(read_runs(tmp_path / "tiny")) == 2
+    )
 
 
 def test_a_failing_run_is_reported_and_the_others_go_on(world, tmp_path, monkeypatch, capsys):
@@ -249,7 +317,9 @@ def test_a_failing_run_is_reported_and_the_others_go_on(world, tmp_path, monkeyp
 
     monkeypatch.setattr(reproduce, "zero_shot", broken)
     with pytest.raises(SystemExit) as ended:
-        reproduce.main(arguments(world, tmp_path, "--seeds", "1", "--only", "zeroshot", "low200-finetune", "low50-finetune"))
+        reproduce.main(
+            arguments(world, tmp_path, "--seeds", "1", "--only", "zeroshot", "low200-finetune", "low50-finetune")
+        )
     assert ended.value.code == 1 and list(read_runs(tmp_path / "tiny")) == ["low50-finetune-seed1"]
     err = capsys.readouterr().err
     assert "failed: low200-finetune-seed1: --train_examples 200: there are only 120" in err
@@ -264,23 +334,39 @@ def test_a_failing_run_is_reported_and_the_others_go_on(world, tmp_path, monkeyp
 def test_a_dry_run_prints_runs_and_estimate_and_writes_nothing(world, tmp_path, capsys):
     reproduce.main(arguments(world, tmp_path, "--dry_run", "--only", "prefix*", "low50-*"))
     out = capsys.readouterr().out
-    assert re.search(r"^prefix5-seed103 +4 steps  lr 8e-05 ", out, re.M) and not re.search("^finetune|^infix", out, re.M)
+    assert re.search(r"^prefix5-seed103 +4 steps  lr 8e-05 ", out, re.M) and not re.search(
+        "^finetune|^infix", out, re.M
+    )
     assert "to be searched first" in out and re.search(r"^15 runs to go, estimated time: \d+:\d\d:\d\d$", out, re.M)
     assert contents(tmp_path) == {}
     with pytest.raises(SystemExit) as stopped:
         reproduce.main(arguments(world, tmp_path, "--dry_run", "--only", "prefx*"))
-    assert stopped.value.code == 2 and "--only prefx* matches no run: the cells are zeroshot, prompt," in capsys.readouterr().err
+    assert (
+        stopped.value.code == 2
+        and "--only prefx* matches no run: the cells are zeroshot, prompt," in capsys.readouterr().err
+    )
 
 
 def test_the_estimate_adds_up_what_finished_runs_took(world, made):
     rows = read_runs(made / "tiny")
     took = {"training_seconds": "8", "validation_seconds": "6", "decoding_seconds": "5", "validations": "2"}
-    rows = {name: row | took | ({"training_seconds": "20"} if row["mode"] == "finetune" else {}) for name, row in rows.items()}
-    base = {"model": str(world / "model"), "data": str(world / "data"), "device": "cpu", "dtype": "fp32", "max_steps": 10}
+    rows = {
+        name: row | took | ({"training_seconds": "20"} if row["mode"] == "finetune" else {})
+        for name, row in rows.items()
+    }
+    base = {
+        "model": str(world / "model"),
+        "data": str(world / "data"),
+        "device": "cpu",
+        "dtype": "fp32",
+        "max_steps": 10,
+    }
     runs = {run.name: run for run in grid.plan(base, grid.PUBLISHED_RATES, "runs/x")}
     costs = estimate.costs_of(list(runs.values()), rows)
     assert costs == {"prefix": (2, 3, 5), "finetune": (5, 3, 5)}
-    seconds = {name: estimate.seconds(runs[name], costs) for name in ("prefix5-seed101", "finetune-seed101", "zeroshot")}
+    seconds = {
+        name: estimate.seconds(runs[name], costs) for name in ("prefix5-seed101", "finetune-seed101", "zeroshot")
+    }
     assert seconds == {"prefix5-seed101": 10 * 2 + 5 * 3 + 5, "finetune-seed101": 10 * 5 + 5 * 3 + 5, "zeroshot": 5}
     elsewhere = {name: row | {"machine": "another"} for name, row in rows.items()}
     assert estimate.from_rows(elsewhere, runs["prefix5-seed101"].settings) == {}
@@ -314,10 +400,18 @@ def test_the_search_goes_on_at_the_end_where_the_best_rate_is(best, tried):
     assert sorted(search.climb(lambda lr: abs(lr - best))) == list(tried)
 
 
-def test_the_search_takes_the_rate_with_the_lowest_validation_loss_and_goes_on_where_it_stopped(world, tmp_path, monkeypatch):
+def test_the_search_takes_the_rate_with_the_lowest_validation_loss_and_goes_on_where_it_stopped(
+    world, tmp_path, monkeypatch
+):
     monkeypatch.setattr(search, "LADDER", (1e-4, 1e-3, 1e-2, 1e-1))
     monkeypatch.setattr(search, "FIRST", (1, 2))
-    base = {"model": str(world / "model"), "data": str(world / "data"), "device": "cpu", "dtype": "fp32", "max_new_tokens": 4}
+    base = {
+        "model": str(world / "model"),
+        "data": str(world / "data"),
+        "device": "cpu",
+        "dtype": "fp32",
+        "max_new_tokens": 4,
+    }
     train, given = search.train, []
 
     def interrupted(settings, **how):
@@ -339,32 +433,48 @@ def test_the_search_takes_the_rate_with_the_lowest_validation_loss_and_goes_on_w
         ("embedding", False, None), ("prefix", True, None), ("finetune", False, None), ("prefix", False, 100), ("finetune", False, 100)}  # fmt: skip
     for family in rates:
         rows = [row for row in read_rows(tmp_path / "search.csv") if row["family"] == family]
-        assert [row["lr"] for row in rows if row["chosen"]] == [min(rows, key=lambda row: float(row["valid_loss"] or "inf"))["lr"]]
+        assert [row["lr"] for row in rows if row["chosen"]] == [
+            min(rows, key=lambda row: float(row["valid_loss"] or "inf"))["lr"]
+        ]
         assert len(rows) >= 2 and {row["steps"] for row in rows} == {"2"}
 
 
 def test_the_search_is_never_longer_than_the_grid(world, tmp_path, monkeypatch):
     steps = []
     monkeypatch.setattr(search, "try_rate", lambda run, lr: steps.append(run.steps) or abs(lr - 1e-3))
-    search.search(tmp_path, tmp_path / "runs", {"model": str(world / "model"), "data": str(world / "data"), "device": "cpu", "epochs": 2})
+    search.search(
+        tmp_path,
+        tmp_path / "runs",
+        {"model": str(world / "model"), "data": str(world / "data"), "device": "cpu", "epochs": 2},
+    )
     assert max(steps) == 2 * 12  # 120 examples
 
 
 def test_a_rate_at_which_training_diverges_is_no_choice(world, tmp_path):
-    base = {"model": str(world / "model"), "data": str(world / "data"), "device": "cpu", "dtype": "fp32", "max_steps": 6}
+    base = {
+        "model": str(world / "model"),
+        "data": str(world / "data"),
+        "device": "cpu",
+        "dtype": "fp32",
+        "max_steps": 6,
+    }
     run = next(run for run in grid.plan(base, grid.PUBLISHED_RATES, str(tmp_path)) if run.cell.name == "finetune")
     assert search.try_rate(run, 1e30) == float("inf")
     assert search.climb(lambda lr: float("inf") if lr > 5e-4 else 1 / lr).keys() >= {1e-4, 3e-4, 1e-3}
     with pytest.raises(InputError, match="no train data"):
         (tmp_path / "empty").mkdir()
-        search.try_rate(dataclasses.replace(run, settings=dataclasses.replace(run.settings, data=str(tmp_path / "empty"))), 1e-3)
+        search.try_rate(
+            dataclasses.replace(run, settings=dataclasses.replace(run.settings, data=str(tmp_path / "empty"))), 1e-3
+        )
 
 
 # ----------------------------------------------------------------------------- the report
 
 
 def test_the_report_is_made_again_from_the_results_alone_to_the_byte(made, tmp_path):
-    shutil.copytree(made / "tiny", tmp_path / "tiny", ignore=shutil.ignore_patterns("*.md", "figures", "outputs", "search.csv"))
+    shutil.copytree(
+        made / "tiny", tmp_path / "tiny", ignore=shutil.ignore_patterns("*.md", "figures", "outputs", "search.csv")
+    )
     report.main(["--results", str(tmp_path / "tiny")])
     old, new = contents(made / "tiny"), contents(tmp_path / "tiny")
     assert new == {name: old[name] for name in new}
@@ -382,8 +492,13 @@ def test_the_table_states_mean_and_spread_over_seeds(made, tmp_path):
     table = report.main_table(report.summarise(tmp_path))
     prefix5 = next(line for line in table.splitlines() if line.startswith("| prefix, P = 5 |"))
     assert prefix5.startswith("| prefix, P = 5 | 1,280 (0.94 %) | 62.0 ± 2.8 |")
-    assert "± is the standard deviation over seeds (infix, P = 10: 2; prefix, P = 5: 2; fine-tune: 2); the other rows are single runs" in table
-    assert "| *poster, prefix 0.1 %* | – | 68.5 | – | 8.71 | 44.3 | 70.4 | 2.34 | – |" in table  # the Perl variant's NIST
+    assert (
+        "± is the standard deviation over seeds (infix, P = 10: 2; prefix, P = 5: 2; fine-tune: 2); the other rows are single runs"
+        in table
+    )
+    assert (
+        "| *poster, prefix 0.1 %* | – | 68.5 | – | 8.71 | 44.3 | 70.4 | 2.34 | – |" in table
+    )  # the Perl variant's NIST
     assert "| untuned | none |" in table
 
 
@@ -397,7 +512,11 @@ def test_what_others_report_of_e2e_stands_beside_e2e_alone(made, tmp_path):
 def test_what_is_missing_is_said(made, tmp_path):
     cells = report.summarise(made / "tiny")
     assert "Not run: prefix, P = 20." in report.main_table(cells)
-    assert re.search(r"Not run: prefix, P = 3; .*infix, P = 1; infix, P = 20; .*fine-tune, 500 examples\.$", report.full_report(cells), re.M)
+    assert re.search(
+        r"Not run: prefix, P = 3; .*infix, P = 1; infix, P = 20; .*fine-tune, 500 examples\.$",
+        report.full_report(cells),
+        re.M,
+    )
     shutil.copytree(made / "tiny", tmp_path / "tiny", ignore=shutil.ignore_patterns("curves"))
     with pytest.raises(InputError, match="has no finetune-seed1.csv, though runs.csv has the run"):
         report.write_report(tmp_path / "tiny")
@@ -409,7 +528,10 @@ def test_runs_that_differ_in_more_than_the_seed_are_not_averaged(made, tmp_path)
     rows[place]["machine"] = "another"
     write_rows(tmp_path / "runs.csv", COLUMNS, rows)
     cells = report.summarise(tmp_path)
-    assert summary.relative_time(cells["prefix5"], cells) is None and summary.relative_time(cells["prefix1"], cells) is not None
+    assert (
+        summary.relative_time(cells["prefix5"], cells) is None
+        and summary.relative_time(cells["prefix1"], cells) is not None
+    )
     rows[place]["steps"] = "4000"
     write_rows(tmp_path / "runs.csv", COLUMNS, rows)
     with pytest.raises(InputError, match="prefix5-seed2 and prefix5-seed1 differ in steps: run one again"):
@@ -424,7 +546,12 @@ def test_a_run_that_was_decoded_otherwise_gets_no_row(world, tmp_path, no_report
     own[own.index("--max_new_tokens") + 1] = "13"
     with pytest.raises(SystemExit):
         reproduce.main(own)
-    assert capsys.readouterr().err.count("was decoded with other max_new_tokens: delete the folder, or choose another --runs") == 4
+    assert (
+        capsys.readouterr().err.count(
+            "was decoded with other max_new_tokens: delete the folder, or choose another --runs"
+        )
+        == 4
+    )
     assert read_runs(tmp_path / "tiny") == {}
 
 
@@ -446,14 +573,21 @@ def add_row(results: Path, name: str) -> None:
 
 def test_two_processes_that_share_a_folder_lose_no_row(tmp_path):
     here = str(Path(__file__).parent)
-    both = [subprocess.Popen([sys.executable, "-c", RECORD_MANY, str(ROOT), here, str(tmp_path), name], stderr=subprocess.PIPE) for name in "ab"]
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", RECORD_MANY, str(ROOT), here, str(tmp_path), name], stderr=subprocess.PIPE
+        )
+        for name in "ab"
+    ]
     assert [process.wait() for process in both] == [0, 0], [process.stderr.read() for process in both]
     assert set(read_runs(tmp_path)) == {f"{name}{i}" for name in "ab" for i in range(40)}
 
 
 def decode_with_each_norm(folder: Path, *runs: str) -> list[dict[str, str]]:
     """length_norm.csv of a grid in `folder`."""
-    length_norm.main(["--results", str(folder / "tiny"), "--runs", str(folder / "runs"), *(["--only", *runs] if runs else [])])
+    length_norm.main(
+        ["--results", str(folder / "tiny"), "--runs", str(folder / "runs"), *(["--only", *runs] if runs else [])]
+    )
     return read_rows(folder / "tiny" / "length_norm.csv")
 
 
@@ -474,14 +608,20 @@ def test_finished_runs_are_decoded_again_with_each_length_norm(world, made, tmp_
         assert row["words_a_text"] == f"{sum(len(text.split()) for text in outputs) / len(outputs):.1f}"
         assert not own or all(row[key] == runs[row["run"]][key] for key in metrics.CORPUS_KEYS)
     monkeypatch.setattr(length_norm, "evaluate_run", lambda *args, **kwargs: pytest.fail("decoded once more"))
-    assert decode_with_each_norm(copy, "finetune-seed1", "prefix5-seed2") == decode_with_each_norm(copy, "prefix5-seed2") == rows
+    assert (
+        decode_with_each_norm(copy, "finetune-seed1", "prefix5-seed2")
+        == decode_with_each_norm(copy, "prefix5-seed2")
+        == rows
+    )
 
 
 def test_what_was_not_trained_or_is_not_there_is_not_decoded_again(made, tmp_path, capsys):
     for name in ("prefix5-seed9", "zeroshot"):
         with pytest.raises(SystemExit):
             decode_with_each_norm(made, name)
-        assert f"has no run {name} that was trained: run python experiments/reproduce.py first" in capsys.readouterr().err
+        assert (
+            f"has no run {name} that was trained: run python experiments/reproduce.py first" in capsys.readouterr().err
+        )
     shutil.copytree(made / "tiny", tmp_path / "tiny")
     with pytest.raises(SystemExit):
         decode_with_each_norm(tmp_path, "finetune-seed1")  # its folder is gone
@@ -513,9 +653,13 @@ def test_without_meteors_tables_there_is_a_dash_and_the_samples_go_by_rouge(worl
     checked = [SlotChecker(groups).check(source, output) for source, output in zip(groups, outputs)]
     values = sorted(s["ROUGE_L"] for s in metrics.score(outputs, list(groups.values()), per_segment=True)["segments"])
     samples = record.pick_samples(groups, outputs, checked)
-    assert {row["score"] for row in samples} == {"ROUGE_L"} and float(samples[0]["value"]) == pytest.approx(values[-1], abs=1e-4)
+    assert {row["score"] for row in samples} == {"ROUGE_L"} and float(samples[0]["value"]) == pytest.approx(
+        values[-1], abs=1e-4
+    )
     write_rows(tmp_path / "runs.csv", COLUMNS, [row | {"METEOR": ""} for row in read_runs(made / "tiny").values()])
-    row = next(line for line in report.main_table(report.summarise(tmp_path)).splitlines() if line.startswith("| fine-tune |"))
+    row = next(
+        line for line in report.main_table(report.summarise(tmp_path)).splitlines() if line.startswith("| fine-tune |")
+    )
     assert [cell.strip() for cell in row.split("|")][6] == "–"
 
 
@@ -543,12 +687,18 @@ def test_a_readme_that_differs_from_the_results_is_noticed_and_can_be_put_right(
     readme.write_text("# Title\n\n<!-- results:tiny -->\n<!-- /results:tiny -->\n\nSome text.\n")
     report.put_into_readme(readme, made / "tiny")
     text = readme.read_text()
-    assert report.readme_problems(text, made) == [] and text.startswith("# Title\n\n<!--") and text.endswith("-->\n\nSome text.\n")
+    assert (
+        report.readme_problems(text, made) == []
+        and text.startswith("# Title\n\n<!--")
+        and text.endswith("-->\n\nSome text.\n")
+    )
     bleu = re.search(r"\| fine-tune \| .*?\| ([\d.]+) ± ", text)[1]
     changed = text.replace(f"| {bleu} ± ", f"| {float(bleu) + 0.1:.1f} ± ", 1)
     assert "README's table of tiny is not that of" in report.readme_problems(changed, made)[0]
     nowhere = tmp_path / "nowhere"
-    assert report.readme_problems(text, nowhere) == [f"README has a table of tiny, but {nowhere / 'tiny'} has no runs.csv"]
+    assert report.readme_problems(text, nowhere) == [
+        f"README has a table of tiny, but {nowhere / 'tiny'} has no runs.csv"
+    ]
 
 
 def test_results_that_this_program_did_not_write_are_refused(tmp_path, capsys):

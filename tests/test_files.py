@@ -15,10 +15,11 @@ import pytest
 from local_server import Server
 
 import e2e_data
-import files
 import weights
-from files import InputError, download, exit_on_input_error, read_text, write_whole
 from gpt2 import CONFIGS, GPT2Config
+from harness import files
+from harness.download import download
+from harness.files import InputError, exit_on_input_error, read_text, write_atomic
 
 ROOT = Path(__file__).resolve().parents[1]
 TENSORFLOW = Path(__file__).parent / "fixtures" / "tensorflow"
@@ -141,7 +142,10 @@ def test_a_server_in_trouble_is_asked_again(server, tmp_path, waits, status):
 def test_two_at_a_time_fetch_it_once(server, tmp_path):
     server.half_way = lambda: time.sleep(0.2)
     there = []
-    threads = [threading.Thread(target=lambda: there.append(download(f"{server.address}/file", tmp_path / "file"))) for _ in range(2)]
+    threads = [
+        threading.Thread(target=lambda: there.append(download(f"{server.address}/file", tmp_path / "file")))
+        for _ in range(2)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -202,7 +206,9 @@ def test_a_refused_connection_is_tried_again_and_called_that(tmp_path, waits):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # bound, but it does not listen
         address = f"http://127.0.0.1:{taken.getsockname()[1]}/openai-community/gpt2/resolve/main/model.safetensors"
-        with pytest.raises(InputError, match=r"connection refused\): check the network, or fetch it elsewhere and save it as"):
+        with pytest.raises(
+            InputError, match=r"connection refused\): check the network, or fetch it elsewhere and save it as"
+        ):
             download(address, tmp_path / "file")
     assert len(waits) == 4
 
@@ -235,7 +241,7 @@ LIMITED = """
 import resource, sys
 sys.path[:0] = [{root!r}, {tests!r}]
 resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
-from files import *
+from harness.files import *
 @exit_on_input_error
 def main():
     {code}
@@ -326,11 +332,14 @@ def test_a_full_disk_is_not_answered_by_downloading_more(published, tmp_path, mo
 
 
 def test_data_are_downloaded_checked_and_kept(published, tmp_path, monkeypatch):
-    text = "name : A | food : B||A has B . \nname : C||C is here . \n".encode()
+    text = b"name : A | food : B||A has B . \nname : C||C is here . \n"
     published.files["/e2e/src1_test.txt"] = text
     monkeypatch.setitem(e2e_data.SHA256, "src1_test.txt", sha256(text))
     for _ in range(2):
-        assert e2e_data.load_split(None, "test") == [("name : A | food : B", "A has B . "), ("name : C", "C is here . ")]
+        assert e2e_data.load_split(None, "test") == [
+            ("name : A | food : B", "A has B . "),
+            ("name : C", "C is here . "),
+        ]
     assert len(published.seen) == 1 and names(tmp_path / "cache") == ["src1_test.txt"]
 
     (tmp_path / "cache" / "e2e" / "src1_test.txt").write_bytes(text + b"one||more\n")
@@ -359,7 +368,7 @@ def test_the_cache_is_where_the_environment_says_or_at_home(monkeypatch, tmp_pat
 
 @pytest.mark.parametrize("mode, content", [("w", "£ 20\né\n"), ("wb", b"\x00\xff\r\n")])
 def test_write_whole_makes_folders_and_writes_these_very_bytes(tmp_path, mode, content):
-    with write_whole(tmp_path / "a" / "b" / "file", mode) as file:
+    with write_atomic(tmp_path / "a" / "b" / "file", mode) as file:
         file.write(content)
     assert (tmp_path / "a" / "b" / "file").read_bytes() == (content.encode() if mode == "w" else content)
     assert names(tmp_path) == ["file"]
@@ -368,7 +377,7 @@ def test_write_whole_makes_folders_and_writes_these_very_bytes(tmp_path, mode, c
 def test_the_old_file_stands_until_the_new_one_is_whole(tmp_path):
     (tmp_path / "file").write_text("old")
     with open(tmp_path / "file") as reader:
-        with write_whole(tmp_path / "file") as file:
+        with write_atomic(tmp_path / "file") as file:
             file.write("new")
             file.flush()
             assert (tmp_path / "file").read_text() == "old"
@@ -376,10 +385,12 @@ def test_the_old_file_stands_until_the_new_one_is_whole(tmp_path):
     assert (tmp_path / "file").read_text() == "new"
 
 
-@pytest.mark.parametrize("error", [ValueError("a mistake"), KeyboardInterrupt(), InputError("a complaint"), SystemExit(3)], ids=repr)
+@pytest.mark.parametrize(
+    "error", [ValueError("a mistake"), KeyboardInterrupt(), InputError("a complaint"), SystemExit(3)], ids=repr
+)
 def test_an_error_while_writing_leaves_the_old_file_and_goes_on_up(tmp_path, error):
     (tmp_path / "file").write_text("old")
-    with pytest.raises(type(error)) as raised, write_whole(tmp_path / "file") as file:
+    with pytest.raises(type(error)) as raised, write_atomic(tmp_path / "file") as file:
         file.write("half of the n")
         raise error
     assert raised.value is error
@@ -392,9 +403,11 @@ def test_a_full_disk_leaves_the_old_file_and_is_said(tmp_path, monkeypatch, amou
     if Path("/dev/full").exists():  # Linux has a file that behaves as on a full disk: write to it in truth
         (tmp_path / f"file.{os.getpid()}.part").symlink_to("/dev/full")
     else:
-        monkeypatch.setattr(files.os, "fsync", lambda _: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device")))
+        monkeypatch.setattr(
+            files.os, "fsync", lambda _: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device"))
+        )
     with pytest.raises(InputError, match=r"/file was not written: the disk is full: free some space"):
-        with write_whole(tmp_path / "file") as file:
+        with write_atomic(tmp_path / "file") as file:
             file.write("n" * amount)
     assert (tmp_path / "file").read_text() == "old" and names(tmp_path) == ["file"]
 
@@ -402,7 +415,9 @@ def test_a_full_disk_leaves_the_old_file_and_is_said(tmp_path, monkeypatch, amou
 def test_a_file_that_may_not_grow_leaves_the_old_file_and_exits_with_2(tmp_path):
     path = tmp_path / "file"
     path.write_text("old")
-    ended = run_with_little_room(f"with write_whole(Path({str(path)!r})) as file: file.write('n' * 100_000)", limit=20_000)
+    ended = run_with_little_room(
+        f"with write_atomic(Path({str(path)!r})) as file: file.write('n' * 100_000)", limit=20_000
+    )
     assert (ended.returncode, ended.stdout) == (2, "")
     assert ended.stderr.startswith(f"error: {path} was not written: ") and ended.stderr.count("\n") == 1
     assert path.read_text() == "old" and names(tmp_path) == ["file"]
@@ -413,7 +428,7 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path, place):
     (tmp_path / "taken").write_text("a file where a folder should be")
     (tmp_path / "folder" / "inside").mkdir(parents=True)
     with pytest.raises(InputError, match="was not written: .*check the path"):
-        with write_whole(tmp_path / place) as file:
+        with write_atomic(tmp_path / place) as file:
             file.write("new")
     assert names(tmp_path) == ["taken"]
 
@@ -453,7 +468,10 @@ def test_line_ends_and_a_byte_order_mark_do_not_matter(tmp_path):
     "error, line",
     [
         (InputError("x.txt, line 3: no"), "error: x.txt, line 3: no\n"),
-        (PermissionError(errno.EACCES, "Permission denied", "x.txt"), "error: Permission denied at x.txt: check the path and its permissions\n"),
+        (
+            PermissionError(errno.EACCES, "Permission denied", "x.txt"),
+            "error: Permission denied at x.txt: check the path and its permissions\n",
+        ),
         (
             OSError(errno.ENOSPC, "No space left on device", "x.txt"),
             "error: the disk is full at x.txt: free some space and run the command again (with --resume if it was training)\n",
@@ -475,7 +493,9 @@ def test_what_the_user_can_mend_ends_with_one_line_and_status_2(capsys, error, l
     "error",
     [
         MemoryError(),
-        RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried ..."),
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried ..."
+        ),
         RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has ...\nIf reserved but unallocated ..."),
     ],
     ids=["Python's", "PyTorch's on a CPU", "on a GPU"],
@@ -484,7 +504,11 @@ def test_too_little_memory_is_said_in_one_line(capsys, error):
     with pytest.raises(SystemExit) as ended:
         exit_on_input_error(lambda: (_ for _ in ()).throw(error).send(None))()
     complaint = capsys.readouterr().err
-    assert ended.value.code == 2 and complaint.startswith("error: there is not enough memory") and complaint.count("\n") == 1
+    assert (
+        ended.value.code == 2
+        and complaint.startswith("error: there is not enough memory")
+        and complaint.count("\n") == 1
+    )
 
 
 @pytest.mark.parametrize("error", [ZeroDivisionError(), RuntimeError("shapes differ"), KeyError("a")], ids=repr)

@@ -13,7 +13,9 @@ import transformers
 from tiny import lively, write_config
 
 from gpt2 import CONFIGS, GPT2, GPT2Config, KVCache, SummedLoss, dropout
-from weights import load_gpt2, read_tensorflow, write_safetensors
+from harness.safetensors import write_safetensors
+from harness.tensorflow import read_tensorflow
+from weights import load_gpt2
 
 # Each published architecture with its own number of layers, heads and head size in proportion, shrunk.
 SHRUNK = {
@@ -65,7 +67,9 @@ def test_a_checkpoint_written_by_tensorflow_gives_the_same_logits(tmp_path):
 
     # The reference gets its weights from TensorFlow's own reading of the file, by names spelled out here.
     arrays = np.load(fixture / "as_tensorflow_reads_it.npz")
-    theirs = transformers.GPT2LMHeadModel(transformers.GPT2Config(**json.loads((tmp_path / "config.json").read_text()))).eval()
+    theirs = transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(**json.loads((tmp_path / "config.json").read_text()))
+    ).eval()
     state = {"wte.weight": arrays["model/wte"], "wpe.weight": arrays["model/wpe"]}
     state |= {"ln_f.weight": arrays["model/ln_f/g"], "ln_f.bias": arrays["model/ln_f/b"]}
     for layer in range(2):
@@ -160,7 +164,10 @@ def test_the_loss_and_its_gradients_are_those_of_the_plain_cross_entropy(model, 
 @pytest.mark.parametrize("frozen", [False, True])
 def test_the_losss_gradient_is_its_derivative(frozen, V):
     """Against finite differences, in double precision; rows behind a vocabulary of 7 count for nothing."""
-    x, weight = torch.randn(21, 6, dtype=torch.double, requires_grad=True), torch.randn(9, 6, dtype=torch.double, requires_grad=not frozen)
+    x, weight = (
+        torch.randn(21, 6, dtype=torch.double, requires_grad=True),
+        torch.randn(9, 6, dtype=torch.double, requires_grad=not frozen),
+    )
     targets = torch.randint(0, V, (21,))
     plain = F.cross_entropy(x @ weight[:V].t(), targets, reduction="sum")
     torch.testing.assert_close(SummedLoss.apply(x, weight, targets, V), plain)
@@ -176,7 +183,11 @@ def test_the_loss_rounds_a_more_precise_weight_and_gives_it_its_gradient(V):
     dx, dW = torch.autograd.grad(loss, (x, weight))
     plain = F.cross_entropy(x.float() @ weight.bfloat16().float().t(), targets, reduction="sum")
     expected = torch.autograd.grad(plain, (x, weight))
-    assert (loss.dtype, dx.dtype, dW.dtype) == (torch.float32, torch.bfloat16, torch.float32) and dW.shape == weight.shape
+    assert (loss.dtype, dx.dtype, dW.dtype) == (
+        torch.float32,
+        torch.bfloat16,
+        torch.float32,
+    ) and dW.shape == weight.shape
     torch.testing.assert_close(loss, plain, rtol=5e-3, atol=0)
     for ours, theirs in zip((dx, dW), expected):
         assert (ours - theirs).norm() < 0.01 * theirs.norm()
@@ -217,10 +228,14 @@ def test_dropout_drops_the_stated_share_and_scales_up_what_is_left(dtype):
         torch.manual_seed(1)
         y = dropout(x, p, training=True)
         kept = torch.tensor(0.75, dtype=dtype) * torch.tensor(1 / (1 - p), dtype=dtype)
-        assert y.dtype == dtype and torch.equal(y.unique(), torch.unique(torch.stack([kept, *([0 * kept] if p > 1e-5 else [])])))
+        assert y.dtype == dtype and torch.equal(
+            y.unique(), torch.unique(torch.stack([kept, *([0 * kept] if p > 1e-5 else [])]))
+        )
         n = x.numel()
         assert abs((y == 0).sum().item() - n * p) < 5 * math.sqrt(n * p * (1 - p)) + 1
-        for part in y.flatten().unfold(0, 8, 8).T:  # no place of a random number's 64 bits has another share than the others
+        for part in (
+            y.flatten().unfold(0, 8, 8).T
+        ):  # no place of a random number's 64 bits has another share than the others
             assert abs((part == 0).float().mean().item() - p) < 5 * math.sqrt(p * (1 - p) / len(part)) + 1e-9
         torch.manual_seed(1)
         assert torch.equal(dropout(x, p, training=True), y), "the same seed, the same noise"

@@ -28,7 +28,7 @@ from hypothesis import strategies as st
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import files
+from harness import files
 from metrics import meteor as meteor_module
 from metrics import meteor_align, meteor_download, meteor_normalize, meteor_tables, ptb
 from metrics.meteor import meteor, score, statistics, total
@@ -559,7 +559,7 @@ def test_all_20_systems_equal_the_recorded_scores_and_live_every_segment():
     if not JAVA_IS_HERE:
         pytest.skip(f"equal to the recorded scores, but not compared by segment: {NO_JAVA}")
     jar.join()
-    (corpus, segments), = live
+    ((corpus, segments),) = live
     assert [score(stats[pair]) for pair in pairs] == pytest.approx(segments, abs=1e-6)
     assert score(total(list(stats.values()))) == pytest.approx(corpus, abs=1e-6)
 

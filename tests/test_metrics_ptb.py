@@ -64,6 +64,7 @@ def differences(lines):
 
 # --- on paper
 
+
 def test_examples_of_the_docstrings():
     assert doctest.testmod(ptb).failed == 0
 
@@ -71,10 +72,10 @@ def test_examples_of_the_docstrings():
 def test_the_longest_match_wins_and_the_first_pattern_breaks_ties():
     matcher = Matcher(["ab|a", "abc?", "[a-c]{2}", r"a(b|c)*d"])
     assert matcher.longest("a", 0, 1) == (0, 1)
-    assert matcher.longest("ab", 0, 2) == (0, 2)           # patterns 0, 1 and 2
-    assert matcher.longest("aBcc", 0, 4) == (1, 3)         # letters outside brackets have no case
+    assert matcher.longest("ab", 0, 2) == (0, 2)  # patterns 0, 1 and 2
+    assert matcher.longest("aBcc", 0, 4) == (1, 3)  # letters outside brackets have no case
     assert matcher.longest("abcbcd", 0, 6) == (3, 6)
-    assert matcher.longest("abcbcd", 0, 5) == (1, 3)       # never past the stop
+    assert matcher.longest("abcbcd", 0, 5) == (1, 3)  # never past the stop
     assert matcher.longest("xab", 1, 3) == (0, 3)
     assert matcher.longest("x", 0, 1) == (None, 0)
 
@@ -113,6 +114,7 @@ def test_nothing_in_nothing_out():
 
 # --- recorded
 
+
 def test_tokens_equal_the_recorded_ones():
     recorded = json.loads(RECORDED.read_text())
     assert len(recorded["alone"]) > 100
@@ -127,12 +129,15 @@ def record():
     alone = [(line, reference([line])[0]) for line, _ in recorded["alone"]]
     lines = [line for line, _ in recorded["together"]]
     together = list(zip(lines, reference(lines)))
-    blocks = [f'"{name}": [\n' + ",\n".join(json.dumps(pair) for pair in pairs) + "\n]"
-              for name, pairs in (("alone", alone), ("together", together))]
+    blocks = [
+        f'"{name}": [\n' + ",\n".join(json.dumps(pair) for pair in pairs) + "\n]"
+        for name, pairs in (("alone", alone), ("together", together))
+    ]
     RECORDED.write_text("{\n" + ",\n".join(blocks) + "\n}\n")
 
 
 # --- properties
+
 
 @settings(max_examples=300, deadline=None)
 @given(st.lists(st.text(st.characters(exclude_categories=[]), max_size=60), max_size=4))
@@ -150,25 +155,34 @@ def some_lines(count, seed=0):
     """Lines of many kinds, made of pieces that rules compete for, glued with and without spaces."""
     generator = random.Random(seed)
     recorded = json.loads(RECORDED.read_text())
-    pieces = [piece for line, _ in recorded["alone"] + recorded["together"] for piece in line.split(" ")
-              if not re.search("[\r\v\f\x85\u2028\u2029\u03a3\ud800-\udfff]", piece)]
+    pieces = [
+        piece
+        for line, _ in recorded["alone"] + recorded["together"]
+        for piece in line.split(" ")
+        if not re.search("[\r\v\f\x85\u2028\u2029\u03a3\ud800-\udfff]", piece)
+    ]
     characters = sorted(set("".join(pieces)) | set("aeiNSTU0123459.,'-/&;:<>()#@$_!?")) * 2 + list("abAB01.,'- ") * 40
     names, foods = ["Mr. Brown", "The Rice Boat", "O'Hara", "U.S. officials", "Acme Inc.", "She"], ["sushi", "tea"]
 
     def mixture():
         kind = generator.randrange(8)
         number = generator.choice(["5", "1,250", "3.5", "20-25", "1/2", "1990s", "10:30", "7%", "2nd", "555-1234"])
-        if kind == 0:        # news
-            return (f"{generator.choice(names)} said on {generator.choice(['Jan.', 'Monday,', 'Sept.'])} {number} that "
-                    f"profits rose {number} percent to ${number} million, up from £{number}m in the U.S.")
-        if kind == 1:        # dialogue
-            return f'"I {generator.choice(names)}\'d {generator.choice(foods)}, isn\'t it?" \'No,\' said {names[0]}'
-        if kind == 2:        # addresses
+        if kind == 0:  # news
+            return (
+                f"{generator.choice(names)} said on {generator.choice(['Jan.', 'Monday,', 'Sept.'])} {number} that "
+                f"profits rose {number} percent to ${number} million, up from £{number}m in the U.S."
+            )
+        if kind == 1:  # dialogue
+            return f"\"I {generator.choice(names)}'d {generator.choice(foods)}, isn't it?\" 'No,' said {names[0]}"
+        if kind == 2:  # addresses
             return f"see http://www.{number}.com/{generator.choice(pieces)}, or www.b&b.org. joe@{number}.com #{number}"
         if kind < 6:
-            return "".join(generator.choice(pieces) + generator.choice(["", " ", " ", ". ", ", ", "'", "-", ". The "])
-                           for _ in range(generator.randint(0, 12)))
+            return "".join(
+                generator.choice(pieces) + generator.choice(["", " ", " ", ". ", ", ", "'", "-", ". The "])
+                for _ in range(generator.randint(0, 12))
+            )
         return "".join(generator.choice(characters) for _ in range(generator.randint(0, 40)))
+
     return [mixture() for _ in range(count)]
 
 
@@ -180,14 +194,17 @@ def test_plain_words_take_a_shortcut_to_the_same_tokens(monkeypatch):
 
 
 def test_speed():
-    lines = ["There is a cheap, family-friendly pub near Café Rouge called The Golden Curry; it's rated 3 out of 5."] * 5000
-    tokenize(lines[0])                                     # builds the automaton
+    lines = [
+        "There is a cheap, family-friendly pub near Café Rouge called The Golden Curry; it's rated 3 out of 5."
+    ] * 5000
+    tokenize(lines[0])  # builds the automaton
     start = time.perf_counter()
     tokenize_lines(lines)
-    assert time.perf_counter() - start < 2                 # about 0.1 s; generous, for busy machines
+    assert time.perf_counter() - start < 2  # about 0.1 s; generous, for busy machines
 
 
 # --- the same automaton
+
 
 def jar_tables():
     """The tables of the reference's scanner: run-length coded strings in the constant pool of its class file."""
@@ -195,17 +212,17 @@ def jar_tables():
     pool, at, index = {}, 10, 1
     sizes = {3: 5, 4: 5, 5: 9, 6: 9, 7: 3, 8: 3, 9: 5, 10: 5, 11: 5, 12: 5, 15: 4, 16: 3, 18: 5}
     while index < struct.unpack_from(">H", data, 8)[0]:
-        if data[at] == 1:                                  # text, in Java's variant of UTF-8: UTF-16 units
+        if data[at] == 1:  # text, in Java's variant of UTF-8: UTF-16 units
             length = struct.unpack_from(">H", data, at + 1)[0]
-            raw = data[at + 3:at + 3 + length].replace(b"\xc0\x80", b"\x00")
+            raw = data[at + 3 : at + 3 + length].replace(b"\xc0\x80", b"\x00")
             pool[index], at = raw.decode("utf-8", "surrogatepass"), at + 3 + length
         else:
             pool[index] = struct.unpack_from(">H", data, at + 1)[0] if data[at] == 8 else None
             at, index = at + sizes[data[at]], index + (data[at] in (5, 6))
         index += 1
-    u2 = lambda: struct.unpack_from(">H", data, at)[0]     # noqa: E731
+    u2 = lambda: struct.unpack_from(">H", data, at)[0]  # noqa: E731
     at += 6
-    at += 2 + 2 * u2()                                     # the interfaces
+    at += 2 + 2 * u2()  # the interfaces
     fields, at, constants = u2(), at + 2, {}
     for _ in range(fields):
         at += 2
@@ -226,8 +243,13 @@ def jar_tables():
     rows = [ord(unit) for unit in constants["ZZ_ROWMAP_PACKED_0"]]
     rows = [high << 16 | low for high, low in zip(rows[0::2], rows[1::2])]
     # An arc is stored plus one, so that 0 can mean "no arc"; the lowest bit of a state's attribute says "final".
-    return (unpacked("ZZ_CMAP"), rows, [state - 1 for state in unpacked("ZZ_TRANS")],
-            unpacked("ZZ_ACTION"), [bool(value & 1) for value in unpacked("ZZ_ATTRIBUTE")])
+    return (
+        unpacked("ZZ_CMAP"),
+        rows,
+        [state - 1 for state in unpacked("ZZ_TRANS")],
+        unpacked("ZZ_ACTION"),
+        [bool(value & 1) for value in unpacked("ZZ_ATTRIBUTE")],
+    )
 
 
 @needs_jar
@@ -238,12 +260,14 @@ def test_our_automaton_is_the_one_in_the_jar():
     kind_of, rows, arcs, action, final = jar_tables()
     matcher = ptb._rules()
     sets = sorted(set(matcher.sets))
-    kinds = {}                                             # characters that neither automaton tells apart
+    kinds = {}  # characters that neither automaton tells apart
     for code in range(65536):
-        kinds.setdefault((kind_of[code], tuple(ptb._accepts.__wrapped__(chars, chr(code)) for chars in sets)), chr(code))
+        kinds.setdefault(
+            (kind_of[code], tuple(ptb._accepts.__wrapped__(chars, chr(code)) for chars in sets)), chr(code)
+        )
     assert len(kinds) > 100
 
-    start = 2                                              # 0 and 1 start the other dialects of the reference
+    start = 2  # 0 and 1 start the other dialects of the reference
     todo, seen, actions_of = [(start, matcher.start)], {(start, id(matcher.start))}, {}
     while todo:
         theirs, ours = todo.pop()
@@ -263,6 +287,7 @@ def test_our_automaton_is_the_one_in_the_jar():
 
 
 # --- live
+
 
 @needs_jar
 @needs_java

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from files import InputError
+from harness.files import InputError
 from metrics import read
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"

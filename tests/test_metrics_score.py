@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_metrics_meteor import OTHER_TEXTS, shuffled
 
 import metrics
 from e2e_data import group_references, read_examples
 from metrics import meteor, mteval, ptb, read
-from test_metrics_meteor import OTHER_TEXTS, shuffled
 
 TESTS = Path(__file__).resolve().parent
 SHARED = TESTS.parents[1] / "shared"
@@ -205,7 +205,10 @@ def test_texts_of_other_kinds_equal_live(live):
     """News, dialogue, prices, URLs, quotes, unicode, up to 200 words; the references are the text with words moved, dropped, changed."""
     chosen = random.Random(5)
     vocabulary = " ".join(OTHER_TEXTS).split()
-    lines = [*OTHER_TEXTS, *(" ".join(chosen.choices(vocabulary, k=n)) for n in (1, 1, 2, 40, 120, 200) for _ in range(10))]
+    lines = [
+        *OTHER_TEXTS,
+        *(" ".join(chosen.choices(vocabulary, k=n)) for n in (1, 1, 2, 40, 120, 200) for _ in range(10)),
+    ]
     references = [[shuffled(chosen, line, vocabulary) for _ in range(chosen.randint(1, 4))] for line in lines]
     assert_equals_live(live, lines, references)
 

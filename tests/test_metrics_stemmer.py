@@ -25,6 +25,7 @@ from metrics.stemmer import stem
 
 RECORDED = Path(__file__).with_name("stemmer_recorded.json")
 
+
 def jar_path():
     found, _problem = meteor_tables._locate()
     return found.get(meteor_tables.JAR)

@@ -7,8 +7,9 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Callable, NamedTuple
+from typing import NamedTuple
 
 import pytest
 import tokenizers
@@ -18,11 +19,11 @@ from hypothesis import strategies as st
 
 import metrics
 from e2e_data import group_references, load_split, load_tokenizer
-from evaluate import decode, say_table
-from files import InputError
+from evaluate import decode, generate
+from harness.files import InputError
+from harness.runs import load_run
+from harness.settings import Settings
 from prefix import load_prefix
-from runs import load_run
-from settings import Settings
 from weights import load_config, load_gpt2
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -45,16 +46,23 @@ def test_encode_then_decode_is_the_identity_on_any_unicode(tokenizer, text):
 def reference():
     """Hugging Face's byte-level BPE over the same merges."""
     merges = [tuple(line.split(" ")) for line in (MINI / "vocab.bpe").read_text(encoding="utf-8").splitlines()[1:]]
-    return tokenizers.ByteLevelBPETokenizer(vocab=json.loads((MINI / "encoder.json").read_text(encoding="utf-8")), merges=merges)
+    return tokenizers.ByteLevelBPETokenizer(
+        vocab=json.loads((MINI / "encoder.json").read_text(encoding="utf-8")), merges=merges
+    )
 
 
-@given(text=st.text(st.characters(exclude_categories=["Cs"])) | st.lists(st.sampled_from("the  Thai food's £20-25 né\n 12 it's restaurant!? 日".split(" "))).map(" ".join))
+@given(
+    text=st.text(st.characters(exclude_categories=["Cs"]))
+    | st.lists(st.sampled_from("the  Thai food's £20-25 né\n 12 it's restaurant!? 日".split(" "))).map(" ".join)
+)
 def test_ids_are_those_of_another_byte_level_bpe(tokenizer, reference, text):
     assert tokenizer.encode_ordinary(text) == reference.encode(text).ids
 
 
 def test_ids_of_all_sample_texts_are_those_of_another_byte_level_bpe(tokenizer, reference):
-    texts = [f" {text} " for split in ("train", "valid", "test") for example in load_split("mini", split) for text in example]
+    texts = [
+        f" {text} " for split in ("train", "valid", "test") for example in load_split("mini", split) for text in example
+    ]
     texts += [path.read_text(encoding="utf-8") for path in (ROOT / "README.md", ROOT / "prefix.py", MINI / "README.md")]
     for text, ids in zip(texts, tokenizer.encode_ordinary_batch(texts)):
         assert ids == reference.encode(text).ids
@@ -107,11 +115,19 @@ def fresh(tmp_path_factory):
     """The repository as a clone has it (without what runs leave behind), and the first command of the README run in it."""
     folder = tmp_path_factory.mktemp("fresh")
     clone = folder / "clone"
-    shutil.copytree(ROOT, clone, ignore=shutil.ignore_patterns(".git", ".venv", "runs", "__pycache__", ".pytest_cache", ".hypothesis"))
+    shutil.copytree(
+        ROOT,
+        clone,
+        ignore=shutil.ignore_patterns(".git", ".venv", "runs", "__pycache__", ".pytest_cache", ".hypothesis"),
+    )
     (folder / "guard").mkdir()
     (folder / "guard" / "sitecustomize.py").write_text(GUARD)
     (folder / "home").mkdir()
-    command = re.search(r"^pip install -r requirements.txt && python (train.py .*--model mini --data mini.*)$", (ROOT / "README.md").read_text(), re.M)
+    command = re.search(
+        r"^pip install -r requirements.txt && python (train.py .*--model mini --data mini.*)$",
+        (ROOT / "README.md").read_text(),
+        re.M,
+    )
     unset = ("TIKTOKEN_CACHE_DIR", "PREFIX_TUNING_CACHE", "METEOR_DATA", "OMP_NUM_THREADS")
     env = {name: value for name, value in os.environ.items() if name not in unset}
     env |= {"PYTHONPATH": str(folder / "guard"), "GUARD_LOG": str(folder / "log"), "HOME": str(folder / "home")}
@@ -151,7 +167,11 @@ def test_it_reaches_for_no_network_and_no_file_outside_of_the_repository(fresh):
     opened = {Path(line.removeprefix("open ")) for line in fresh.log}
     assert len(opened) > 20
     system = [Path(path) for path in {sys.prefix, sys.base_prefix, "/usr", "/lib", "/etc", "/proc", "/sys", "/dev"}]
-    own = (clone, clone.parent / "guard", clone.parent / "home")  # the home was empty: what is in it, METEOR's tables packed, is its own
+    own = (
+        clone,
+        clone.parent / "guard",
+        clone.parent / "home",
+    )  # the home was empty: what is in it, METEOR's tables packed, is its own
     others = [path for path in opened if not any(path.is_relative_to(top) for top in (*own, *system))]
     assert not [path for path in others if path.exists() and path.is_file()], others
 
@@ -186,7 +206,7 @@ def test_the_saved_prefix_is_as_large_as_stated_and_gives_the_same_outputs_when_
 
 
 def test_a_table_is_said_with_its_name(fresh):
-    sentence = say_table(fresh.run, "name : Silver Fig | Type : pub | food : Thai | area : riverside")
+    sentence = generate(fresh.run, "name : Silver Fig | Type : pub | food : Thai | area : riverside")
     assert "Silver Fig" in sentence
 
 
@@ -203,10 +223,10 @@ def test_mini_is_the_one_in_the_repository_wherever_one_stands(tmp_path, monkeyp
 
 def test_without_a_network_gpt2_names_the_command_that_needs_none(tmp_path, monkeypatch):
     """Whichever of vocabulary, data and weights is missing."""
+    import files
     import requests
 
     import e2e_data
-    import files
     import weights
 
     monkeypatch.setenv("PREFIX_TUNING_CACHE", str(tmp_path))
@@ -219,7 +239,11 @@ def test_without_a_network_gpt2_names_the_command_that_needs_none(tmp_path, monk
     monkeypatch.setattr(requests, "get", no_network)
     monkeypatch.setattr(requests.Session, "request", no_network)
     monkeypatch.setattr(e2e_data.tiktoken, "get_encoding", no_network)
-    for load in (lambda: load_tokenizer("gpt2"), lambda: load_split(None, "train"), lambda: weights.default_checkpoint("gpt2")):
+    for load in (
+        lambda: load_tokenizer("gpt2"),
+        lambda: load_split(None, "train"),
+        lambda: weights.default_checkpoint("gpt2"),
+    ):
         with pytest.raises(InputError) as error:
             load()
         assert str(error.value).endswith("python train.py --mode prefix --prefix_len 5 --model mini --data mini")

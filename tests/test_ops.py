@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from fast.ops import Product, TokenPacking, product, tied_embedding, transposed
 from gpt2 import GPT2, GPT2Config
-from ops import Padded, Product, look_up, product, transposed
 
 REAL = torch.tensor([0, 1, 2, 5, 10, 11, 12, 13])  # of 3 sequences of 5 places, 3, 1 and 4 tokens
 
@@ -52,8 +52,8 @@ def test_a_table_used_at_both_ends_has_the_gradient_of_both():
     W = torch.randn(7, 4, dtype=torch.double, requires_grad=True)
     tokens = torch.tensor([[2, 2, 5], [0, 2, 6]])  # one of them three times
 
-    def both(W, look_up=look_up):
-        x, again = look_up(W, tokens)
+    def both(W, tied_embedding=tied_embedding):
+        x, again = tied_embedding(W, tokens)
         return torch.tanh(x) @ again.t()
 
     plain = both(W, lambda W, tokens: (F.embedding(tokens, W), W))
@@ -70,12 +70,12 @@ def test_a_table_used_at_both_ends_has_the_gradient_of_both():
 
 def test_a_table_used_at_one_end_has_the_gradient_of_that():
     W, tokens = torch.randn(5, 3, requires_grad=True), torch.tensor([1, 1, 4])
-    (first,) = torch.autograd.grad(look_up(W, tokens)[0].sum(), W)
+    (first,) = torch.autograd.grad(tied_embedding(W, tokens)[0].sum(), W)
     assert first.sum(1).tolist() == [0, 6, 0, 0, 3]
-    (last,) = torch.autograd.grad((torch.ones(2, 3) @ look_up(W, tokens)[1].t()).sum(), W)
+    (last,) = torch.autograd.grad((torch.ones(2, 3) @ tied_embedding(W, tokens)[1].t()).sum(), W)
     assert torch.equal(last, torch.full((5, 3), 2.0))
     with torch.no_grad():
-        assert look_up(W, tokens)[1] is W
+        assert tied_embedding(W, tokens)[1] is W
 
 
 def test_the_models_own_table_gets_no_second_one_for_the_sum():
@@ -97,12 +97,12 @@ def test_the_models_own_table_gets_no_second_one_for_the_sum():
                 if getattr(following, "variable", None) is model.wte.weight:
                     into.append(type(node).__name__)
                 nodes.append(following)
-    assert into == ["BothEndsBackward"]
+    assert into == ["TiedEmbeddingBackward"]
 
 
 def test_padded_carries_every_tokens_heads_to_their_places_and_back():
     B, T, H, D = 3, 5, 2, 4
-    padded = Padded(B, T, H, REAL)
+    padded = TokenPacking(B, T, H, REAL)
     qkv = torch.randn(len(REAL), 3 * H * D)
     for part, laid_out in zip(qkv.chunk(3, dim=1), padded.heads(qkv)):
         assert laid_out.shape == (B, H, T, D)
@@ -115,9 +115,11 @@ def test_padded_carries_every_tokens_heads_to_their_places_and_back():
 
 def test_paddeds_gradients_are_those_of_the_places_that_count():
     B, T, H, D = 3, 5, 2, 4
-    padded = Padded(B, T, H, REAL)
+    padded = TokenPacking(B, T, H, REAL)
     y = torch.randn(B, H, T, D, dtype=torch.double, requires_grad=True)
     assert torch.autograd.gradcheck(padded.tokens, y)  # zero where the padding is
     qkv = torch.randn(len(REAL), 3 * H * D, dtype=torch.double, requires_grad=True)
     weights = torch.randn(3, len(REAL), H * D, dtype=torch.double)  # padding is not looked at
-    assert torch.autograd.gradcheck(lambda qkv: sum((padded.tokens(t) * w).sum() for t, w in zip(padded.heads(qkv), weights)), qkv)
+    assert torch.autograd.gradcheck(
+        lambda qkv: sum((padded.tokens(t) * w).sum() for t, w in zip(padded.heads(qkv), weights)), qkv
+    )

@@ -1,16 +1,17 @@
 """A packed model decodes what the plain one does, to bf16's rounding and closer to fp32."""
 
+import packed as packed_module
 import pytest
 import torch
 from tiny import lively
 
-import packed as packed_module
 from beam import beam_search, next_words
+from fast.prepacked import TwoRounds, can_pack, pack
 from gpt2 import GPT2, GPT2Config
-from packed import TwoRounds, can_pack, pack
+from harness.machine import autocast
+from harness.runs import place
+from harness.settings import Settings
 from prefix import MODES
-from runs import place
-from settings import Settings, autocast
 
 CONFIG = GPT2Config(n_layer=3, n_head=4, n_embd=64, n_positions=128, vocab_size=1001)
 bf16, fp32 = (Settings(mode="finetune", device="cpu", dtype=dtype) for dtype in ("bf16", "fp32"))
@@ -28,7 +29,9 @@ def make(settings: Settings, mode: str | None = None) -> GPT2:
 
 def prompts(n: int, seed: int = 0) -> list[list[int]]:
     generator = torch.Generator().manual_seed(seed)
-    lengths = torch.randint(3, 20, (n,), generator=generator).tolist()  # the last token of all: the separator, which an infix needs
+    lengths = torch.randint(
+        3, 20, (n,), generator=generator
+    ).tolist()  # the last token of all: the separator, which an infix needs
     return [torch.randint(0, 1000, (length,), generator=generator).tolist() + [1000] for length in lengths]
 
 
@@ -50,7 +53,9 @@ def test_texts_and_states_are_those_of_the_model_that_is_not_packed(mode):
         with autocast(settings):
             found[name] = beam_search(model, prompts(40), 1000, 5, 12, "output", banned=(7, 8, 1000))
     same = {name: sum(a == b for a, b in zip(found[name], found["exact"])) for name in ("plain", "ready")}
-    assert same["ready"] >= 25 and same["ready"] >= same["plain"] - 4, same  # (an untrained model's candidates are close together)
+    assert same["ready"] >= 25 and same["ready"] >= same["plain"] - 4, (
+        same
+    )  # (an untrained model's candidates are close together)
 
 
 @needs_packing
@@ -78,7 +83,9 @@ def test_a_banned_word_however_likely_does_not_overflow():
     weight = torch.zeros(64, 8)
     weight[5], weight[6] = 100.0, 1.0
     found, words = TwoRounds(weight)(torch.ones(1, 8), 2, (5,))
-    assert words[0, 0] == 6 and found[0, 0].item() == pytest.approx(-792, rel=1e-3)  # far behind the banned one, and finite
+    assert words[0, 0] == 6 and found[0, 0].item() == pytest.approx(
+        -792, rel=1e-3
+    )  # far behind the banned one, and finite
     assert torch.isfinite(found).all()
 
 

@@ -6,10 +6,10 @@ import torch
 import transformers
 from tiny import lively
 
-from files import InputError
 from gpt2 import GPT2, GPT2Config, KVCache
+from harness.files import InputError
+from harness.safetensors import read_safetensors, write_safetensors
 from prefix import Embedding, Infix, Prefix, keys_values, load_prefix, shape_of
-from weights import read_safetensors, write_safetensors
 
 CONFIG = GPT2Config(n_layer=3, n_head=4, n_embd=32, n_positions=64, vocab_size=101)
 END = 100
@@ -23,7 +23,9 @@ def model():
 @pytest.fixture
 def twin(model):
     """transformers' GPT-2 with the same weights."""
-    config = transformers.GPT2Config(n_layer=3, n_head=4, n_embd=32, n_positions=64, vocab_size=101, bos_token_id=END, eos_token_id=END)
+    config = transformers.GPT2Config(
+        n_layer=3, n_head=4, n_embd=32, n_positions=64, vocab_size=101, bos_token_id=END, eos_token_id=END
+    )
     config._attn_implementation = "eager"
     twin = transformers.GPT2LMHeadModel(config).eval().requires_grad_(False)
     twin.transformer.load_state_dict(model.state_dict())
@@ -68,7 +70,9 @@ def test_the_frozen_model_gets_no_gradients(model, tokens):
 
 
 def test_the_flattened_prefix_equals_what_peft_computes_from_the_same_numbers(model, twin):
-    settings = peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=7, prefix_projection=True, encoder_hidden_size=16)
+    settings = peft.PrefixTuningConfig(
+        task_type="CAUSAL_LM", num_virtual_tokens=7, prefix_projection=True, encoder_hidden_size=16
+    )
     theirs = peft.get_peft_model(twin, settings).prompt_encoder["default"]
     ours = Prefix(CONFIG, prefix_len=7, mid_dim=16)
     with torch.no_grad():
@@ -209,7 +213,10 @@ def test_misuse_is_refused_with_a_sentence(model, tmp_path):
         Prefix(CONFIG, 5).attach(model)
     path = tmp_path / "prefix.safetensors"
     Prefix(GPT2Config(3, 8, 32, 64, 101), 5, 0).save(path)
-    with pytest.raises(InputError, match=r"prefix\.safetensors was made for 3 layers of 8 heads .*but this model has 3 layers of 4 heads"):
+    with pytest.raises(
+        InputError,
+        match=r"prefix\.safetensors was made for 3 layers of 8 heads .*but this model has 3 layers of 4 heads",
+    ):
         load_prefix(path, CONFIG)
     write_safetensors(path, {"prefix": torch.zeros(5, 10)}, {"mode": "prefix", "made_for": shape_of(CONFIG)})
     with pytest.raises(InputError, match="was made for"):

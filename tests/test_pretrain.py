@@ -22,9 +22,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from e2e_data import END, load_tokenizer, tiktoken_pattern
-from files import InputError
+from harness.files import InputError
 from mini import pretrain
-from mini.corpus import AFTER_KEY, BETWEEN, Mixture, Prose, Tables, held_out_rows, make_sources, parse_table, read_documents
+from mini.corpus import (
+    AFTER_KEY,
+    BETWEEN,
+    Mixture,
+    Prose,
+    Tables,
+    held_out_rows,
+    make_sources,
+    parse_table,
+    read_documents,
+)
 from mini.tokenizer import byte_letters, train_bpe, write_vocabulary
 from weights import load_gpt2
 
@@ -62,7 +72,9 @@ def naive_bpe(text: str, n_merges: int) -> list[tuple[bytes, bytes]]:
 @pytest.mark.parametrize("seed", range(3))
 def test_merges_equal_those_of_counting_everything_anew(seed):
     rng = random.Random(seed)
-    text = " ".join("".join(rng.choices("abcé1 \n", k=rng.randrange(1, 9))) for _ in range(300)) + " aaaa aaa aaaaaaa" * 7
+    text = (
+        " ".join("".join(rng.choices("abcé1 \n", k=rng.randrange(1, 9))) for _ in range(300)) + " aaaa aaa aaaaaaa" * 7
+    )
     assert train_bpe([text], 60) == naive_bpe(text, 60)
 
 
@@ -88,7 +100,9 @@ def vocabulary(tmp_path_factory):
     """A folder with a vocabulary of 400 tokens trained on this project's own prose, and its tokenizer."""
     folder = tmp_path_factory.mktemp("vocabulary")
     write_vocabulary(folder, train_bpe([(ROOT / "README.md").read_text(encoding="utf-8")], 400 - 257))
-    (folder / "config.json").write_text(json.dumps({"n_layer": 1, "n_head": 1, "n_embd": 8, "n_positions": 32, "vocab_size": 400}))
+    (folder / "config.json").write_text(
+        json.dumps({"n_layer": 1, "n_head": 1, "n_embd": 8, "n_positions": 32, "vocab_size": 400})
+    )
     return folder, load_tokenizer(str(folder))
 
 
@@ -118,7 +132,10 @@ def write_corpus(folder: Path, documents: int = 250) -> Path:
     for kind in ("dialogue", "books", "expository"):
         texts = [PROSE.replace("Captain Reed", f"{rng.choice(names)}, {i}th of {kind},") for i in range(documents)]
         (folder / f"{kind}.txt").write_text(f"\n{END}\n".join(texts), encoding="utf-8")
-    tables = [TABLE.replace("Porto", rng.choice(["Lisbon", "Faro", "Évora"])).replace("Blue Spice", f"Place {i}") for i in range(documents * 4)]
+    tables = [
+        TABLE.replace("Porto", rng.choice(["Lisbon", "Faro", "Évora"])).replace("Blue Spice", f"Place {i}")
+        for i in range(documents * 4)
+    ]
     (folder / "structured.txt").write_text(f"\n{END}\n".join(tables), encoding="utf-8")
     return folder
 
@@ -135,9 +152,14 @@ def write_documents(folder: Path, kind: str, documents: list[str]) -> Path:
 
 
 def test_only_lines_that_are_the_end_mark_alone_divide_documents(tmp_path):
-    documents = [f"text {i}\n\nand more" for i in range(8)] + [f"a {END} inside of a line", f"{END} at the beginning of one"]
+    documents = [f"text {i}\n\nand more" for i in range(8)] + [
+        f"a {END} inside of a line",
+        f"{END} at the beginning of one",
+    ]
     for last in ("", f"\n{END}", f"\n{END}\n"):  # with and without a mark at the end, and a line end behind it
-        (tmp_path / "books.txt").write_text(f"\n{END}\n".join(documents) + last, encoding="utf-8-sig")  # with a byte-order mark
+        (tmp_path / "books.txt").write_text(
+            f"\n{END}\n".join(documents) + last, encoding="utf-8-sig"
+        )  # with a byte-order mark
         assert read_documents(tmp_path, "books") == (documents[:7] + documents[8:], documents[7:8])
 
 
@@ -175,8 +197,14 @@ def test_a_document_is_held_out_from_eight_on(tmp_path):
 
 
 def test_tables_in_a_form_that_is_not_understood_are_refused(tmp_path):
-    with pytest.raises(InputError, match=r"structured.txt: no document is a table .* write key : value \| key : value, and below it the sentence"):
-        read_documents(write_documents(tmp_path, "structured", ["name[Blue Spice], area[riverside]\nBlue Spice."] * 20), "structured")
+    with pytest.raises(
+        InputError,
+        match=r"structured.txt: no document is a table .* write key : value \| key : value, and below it the sentence",
+    ):
+        read_documents(
+            write_documents(tmp_path, "structured", ["name[Blue Spice], area[riverside]\nBlue Spice."] * 20),
+            "structured",
+        )
 
 
 def test_documents_that_are_no_tables_are_left_out_and_counted(vocabulary, capsys):
@@ -189,7 +217,7 @@ def test_bytes_per_document_do_not_count_its_end_token(vocabulary):
     """Of very short documents nearly half of the tokens are ends, and "<|endoftext|>" would be 13 bytes."""
     _, tokenizer = vocabulary
     documents = ["a", "é", "no", "x"] * 25
-    (rows, n_bytes), = held_out_rows({"books": documents}, tokenizer, 9).values()
+    ((rows, n_bytes),) = held_out_rows({"books": documents}, tokenizer, 9).values()
     scored = tokenizer.decode_bytes(rows[:, 1:].flatten().tolist())
     assert scored.count(END.encode()) > 0.3 * rows[:, 1:].numel()
     assert n_bytes == len(scored.replace(END.encode(), b"")) < rows[:, 1:].numel()
@@ -212,7 +240,11 @@ def test_tables_in_all_the_forms_of_the_corpus_are_understood(text, expected):
 
 def test_a_table_told_anew_says_the_same_values_in_table_and_sentence(vocabulary):
     """Where the original sentence repeats a value, the new sentence repeats the new one."""
-    tables = Tables([TABLE, "artist : Ruby Moss | track : Low Tide\nLow Tide by Ruby Moss?"], vocabulary[1], [PROSE * 3, "He met Anna Bell there."])
+    tables = Tables(
+        [TABLE, "artist : Ruby Moss | track : Low Tide\nLow Tide by Ruby Moss?"],
+        vocabulary[1],
+        [PROSE * 3, "He met Anna Bell there."],
+    )
     rng, seen = random.Random(0), set()
     for _ in range(300):
         told = tables.tell(rng)
@@ -229,7 +261,9 @@ def test_a_table_told_anew_says_the_same_values_in_table_and_sentence(vocabulary
 def test_without_names_or_words_to_take_a_value_is_exchanged_for_one_of_its_key(vocabulary):
     for value in ("Ruby", "AB", "to be told"):
         tables = Tables([f"artist : {value}\nIt is {value}."], vocabulary[1], names=[])
-        assert tables.names == [] and {tables.other_value(random.Random(seed), "artist", value) for seed in range(50)} == {value}
+        assert tables.names == [] and {
+            tables.other_value(random.Random(seed), "artist", value) for seed in range(50)
+        } == {value}
 
 
 def test_some_paragraphs_are_divided_by_an_end_token_and_tables_never(vocabulary):
@@ -288,7 +322,9 @@ def test_the_report_says_the_perplexity_and_the_bits_of_the_held_out_text(corpus
         losses = [-model(row[None, :-1]).log_softmax(-1)[0, range(32), row[1:]] for row in rows]
     assert report["books"]["tokens"] == 32 * len(losses)
     assert report["books"]["perplexity"] == pytest.approx(torch.stack(losses).mean().exp().item(), rel=1e-2)
-    assert report["books"]["bits_per_byte"] == pytest.approx(torch.stack(losses).sum().item() / math.log(2) / n_bytes, rel=1e-2)
+    assert report["books"]["bits_per_byte"] == pytest.approx(
+        torch.stack(losses).sum().item() / math.log(2) / n_bytes, rel=1e-2
+    )
 
 
 def test_the_exported_weights_are_the_trained_ones_in_fp16(finished):
@@ -376,7 +412,10 @@ def test_a_run_can_be_made_longer_until_its_rate_falls(corpus, finished, tmp_pat
     assert (tmp_path / "run" / "model.safetensors").read_bytes() == (finished / "model.safetensors").read_bytes()
     assert "--steps 39: 40 are done already" in refused(command(corpus, finished, "--steps", 39, "--resume"))
     complaint = refused(command(corpus, finished, "--steps", 41, "--resume"))
-    assert "--steps 41: the 40 steps that are done had the learning rates of --steps 40, with which it has begun to fall" in complaint
+    assert (
+        "--steps 41: the 40 steps that are done had the learning rates of --steps 40, with which it has begun to fall"
+        in complaint
+    )
 
 
 KILLED = """
@@ -393,7 +432,10 @@ pretrain.main({argv!r})
 
 def test_killed_between_the_last_checkpoint_and_its_model_a_run_still_ends_with_both(corpus, finished, tmp_path):
     argv = command(corpus, tmp_path / "run")
-    assert subprocess.run([sys.executable, "-c", KILLED.format(root=str(ROOT), argv=argv)], capture_output=True).returncode == 9
+    assert (
+        subprocess.run([sys.executable, "-c", KILLED.format(root=str(ROOT), argv=argv)], capture_output=True).returncode
+        == 9
+    )
     assert (tmp_path / "run" / "model.safetensors").read_bytes() != (finished / "model.safetensors").read_bytes()
     pretrain.main([*argv, "--resume"])
     assert content(tmp_path / "run").keys() == {tmp_path / "run" / path.name for path in finished.iterdir()}
@@ -426,9 +468,13 @@ def test_other_flags_for_a_run_that_was_begun_are_refused(corpus, finished, refu
 def test_other_text_for_a_run_that_was_begun_is_refused(corpus, finished, tmp_path, refused, kind):
     shutil.copytree(corpus, tmp_path / "corpus")
     text = (tmp_path / "corpus" / f"{kind}.txt").read_text()
-    (tmp_path / "corpus" / f"{kind}.txt").write_text(text.replace("In " if kind == "structured" else "The ship", "At ", 1))
+    (tmp_path / "corpus" / f"{kind}.txt").write_text(
+        text.replace("In " if kind == "structured" else "The ship", "At ", 1)
+    )
     complaint = refused([*command(tmp_path / "corpus", finished), "--resume"])
-    assert re.search(rf"was begun with {kind} [\d,]+ (tokens|tables) \(SHA-256 \w+\), not [\d,]+ ", complaint), complaint
+    assert re.search(rf"was begun with {kind} [\d,]+ (tokens|tables) \(SHA-256 \w+\), not [\d,]+ ", complaint), (
+        complaint
+    )
     (tmp_path / "corpus" / f"{kind}.txt").unlink()
     assert f"was begun with {kind} " in refused([*command(tmp_path / "corpus", finished), "--resume"])
 
@@ -453,7 +499,9 @@ def test_a_run_that_diverges_keeps_its_last_checkpoint(corpus, tmp_path, refused
     stopped(argv, at=5)
     before = content(tmp_path / "run")
     monkeypatch.setattr(pretrain, "held_out_loss", lambda *args, **most: math.nan)
-    assert "the loss (dialogue) is nan at step 8: lower --lr (it is 0.008), with another --out" in refused([*argv, "--resume"])
+    assert "the loss (dialogue) is nan at step 8: lower --lr (it is 0.008), with another --out" in refused(
+        [*argv, "--resume"]
+    )
     monkeypatch.setattr(pretrain, "held_out_loss", held_out_loss)
     monkeypatch.setattr(pretrain, "loss_of", lambda model, rows: model.wte.weight.sum() * math.nan)
     assert "the loss (training) is nan at step 8" in refused([*argv, "--resume"])
@@ -471,7 +519,9 @@ pretrain.main({argv!r})
 
 def test_a_full_disk_ends_the_program_in_a_sentence(corpus, tmp_path):
     argv = command(corpus, tmp_path / "run")
-    ended = subprocess.run([sys.executable, "-c", NO_ROOM.format(root=str(ROOT), argv=argv)], capture_output=True, text=True)
+    ended = subprocess.run(
+        [sys.executable, "-c", NO_ROOM.format(root=str(ROOT), argv=argv)], capture_output=True, text=True
+    )
     assert ended.returncode == 2 and ended.stderr.startswith("error: ") and ended.stderr.count("\n") == 1, ended.stderr
     assert f"{tmp_path / 'run' / 'checkpoint.pt'} was not written" in ended.stderr
 
@@ -500,11 +550,16 @@ def test_it_can_be_called_from_anywhere_and_says_what_is_wrong(tmp_path):
 
 def test_what_it_needs_is_said_in_a_sentence(tmp_path, refused):
     (tmp_path / "file").write_text("text")
-    out, files = ["--out", str(tmp_path / "run")], "dialogue.txt, books.txt, expository.txt, structured.txt (or .txt.gz)"
+    out, files = (
+        ["--out", str(tmp_path / "run")],
+        "dialogue.txt, books.txt, expository.txt, structured.txt (or .txt.gz)",
+    )
     for argv in ([], out, ["--corpus", str(tmp_path)]):
         assert "with --corpus one of text, which is not in this repository: " + files in refused(argv)
     assert f"{tmp_path} holds none of {files}" in refused(["--corpus", str(tmp_path), *out])
-    assert f"{tmp_path / 'file'} is not a folder: --corpus names a folder with {files}" in refused(["--corpus", str(tmp_path / "file"), *out])
+    assert f"{tmp_path / 'file'} is not a folder: --corpus names a folder with {files}" in refused(
+        ["--corpus", str(tmp_path / "file"), *out]
+    )
 
 
 @pytest.mark.parametrize("flags, said", [

@@ -16,23 +16,28 @@ import torch
 from tiny import write_data
 
 import evaluate
-import ranks
 import train
-from files import InputError
-from runs import load_settings
-from settings import pick_device
-from weights import read_safetensors
+from harness import ranks
+from harness.files import InputError
+from harness.machine import pick_device
+from harness.runs import load_settings
+from harness.safetensors import read_safetensors
 
 ROOT = Path(__file__).resolve().parent.parent
 ACCIDENT = ROOT / "tests" / "accident.py"
 
 
 def torchrun(script: Path, *argv, **environment) -> tuple[int, str]:
-    """Two processes of a program: torchrun's status, and all that is printed. They must end by themselves, and before ranks.PATIENCE."""
+    """Two processes of a program: torchrun's status, and all that is printed. They must end by themselves, and before ranks.TIMEOUT."""
     front = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--"]
-    environment = {name: str(int(value)) for name, value in environment.items()} | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environment = {name: str(int(value)) for name, value in environment.items()} | {
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(ROOT),
+    }
     command = [*front, *map(str, [script, *argv])]
-    process = subprocess.Popen(command, env=os.environ | environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8")
+    process = subprocess.Popen(
+        command, env=os.environ | environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8"
+    )
     try:
         printed = process.communicate(timeout=600)[0]
     finally:
@@ -79,7 +84,10 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 def assert_same_run(one: Path, two: Path) -> None:
     """Both have learned the same numbers on the same way, to 1e-5."""
-    for file, loss, exact in (("log.csv", "loss", ("step", "epoch", "lr")), ("valid.csv", "valid_loss", ("step", "epoch", "sample"))):
+    for file, loss, exact in (
+        ("log.csv", "loss", ("step", "epoch", "lr")),
+        ("valid.csv", "valid_loss", ("step", "epoch", "sample")),
+    ):
         ours, theirs = rows(one / file), rows(two / file)
         assert len(ours) == len(theirs) > 0
         assert [[row[name] for name in exact] for row in ours] == [[row[name] for name in exact] for row in theirs]
@@ -89,7 +97,9 @@ def assert_same_run(one: Path, two: Path) -> None:
     ours, theirs = (read_safetensors(next(run.glob("*.safetensors")))[0] for run in (one, two))
     assert ours.keys() == theirs.keys()
     for name in ours:
-        if name.endswith("c_attn.bias"):  # softmax cancels the keys' bias: its gradient is rounding noise, which AdamW scales up
+        if name.endswith(
+            "c_attn.bias"
+        ):  # softmax cancels the keys' bias: its gradient is rounding noise, which AdamW scales up
             C = len(ours[name]) // 3
             ours[name][C : 2 * C] = theirs[name][C : 2 * C] = 0
         torch.testing.assert_close(ours[name], theirs[name], atol=1e-5, rtol=0)
@@ -108,11 +118,15 @@ def test_two_processes_give_the_losses_the_prefix_and_the_sentences_of_one(flags
     status, printed = torchrun(ROOT / "train.py", *flags("two"))
     assert status == 0, printed
     assert_same_run(tmp_path / "one", tmp_path / "two")
-    shutil.copytree(tmp_path / "two", tmp_path / "copy")  # the very same prefix, so that the sentences must not differ at all
+    shutil.copytree(
+        tmp_path / "two", tmp_path / "copy"
+    )  # the very same prefix, so that the sentences must not differ at all
     evaluate.main(["--run", str(tmp_path / "copy"), "--device", "cpu", "--dtype", "fp32"])
     assert_same_evaluation(tmp_path / "two", tmp_path / "copy")
     assert len(set((tmp_path / "two" / "outputs.txt").read_text(encoding="utf-8").splitlines())) > 1
-    written = {path.name for path in (tmp_path / "two").iterdir()} - {path.name for path in (tmp_path / "one").iterdir()}
+    written = {path.name for path in (tmp_path / "two").iterdir()} - {
+        path.name for path in (tmp_path / "one").iterdir()
+    }
     assert written == {"outputs.txt", "scores.json", "evaluation.json"}
     lines = printed.splitlines()
     for once in ("step 3/20 ", "trained in ", "this run: two ", "signature: "):  # rank 0 prints, and only rank 0
@@ -125,7 +139,9 @@ def test_shares_meetings_noise_and_fine_tuning_of_two_ranks(world, data, tmp_pat
     """And an error at one rank ends both."""
     _, printed = torchrun(ROOT / "tests" / "two_ranks.py", world, data, tmp_path)
     assert "all is well" in printed and "not reached" not in printed, printed
-    assert complaints(printed) == ["error: the disk of the second machine is broken"] and statuses(printed) == [2, 2], printed
+    assert complaints(printed) == ["error: the disk of the second machine is broken"] and statuses(printed) == [2, 2], (
+        printed
+    )
 
     two, one = tmp_path / "two", tmp_path / "one"
     settings = load_settings(two)
@@ -179,14 +195,17 @@ def test_bad_input_is_said_once_and_both_processes_leave_with_its_status(flags, 
     _, printed = torchrun(ROOT / "train.py", *flags("run"))
     assert statuses(printed) == [2, 2], printed
     assert len(complaints(printed)) == 1 and "src1_train.txt, line 30: no '||'" in complaints(printed)[0]
-    assert "train.py\", line" not in printed  # no traceback of ours
+    assert 'train.py", line' not in printed  # no traceback of ours
     assert not (tmp_path / "run").exists()
 
 
 def test_a_full_disk_at_the_rank_that_writes_ends_both(flags, tmp_path):
     _, printed = torchrun(ACCIDENT, ROOT / "train.py", *flags("run"), LIMIT=20000)
     assert statuses(printed) == [2, 2], printed
-    assert len(complaints(printed)) == 1 and f"{tmp_path / 'run' / 'checkpoint.pt'} was not written" in complaints(printed)[0]
+    assert (
+        len(complaints(printed)) == 1
+        and f"{tmp_path / 'run' / 'checkpoint.pt'} was not written" in complaints(printed)[0]
+    )
     assert [row["step"] for row in rows(tmp_path / "run" / "log.csv")] == ["1", "2", "3", "4"]
 
 
@@ -195,10 +214,10 @@ def test_a_full_disk_at_the_rank_that_writes_ends_both(flags, tmp_path):
 
 def test_without_torchrun_or_with_one_process_there_is_no_group(monkeypatch):
     monkeypatch.setattr(ranks, "join", lambda: pytest.fail("a group was formed"))
-    assert ranks.together(ranks.size)() == 1
+    assert ranks.distributed(ranks.size)() == 1
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     monkeypatch.setenv("WORLD_SIZE", "1")
-    assert ranks.together(ranks.size)() == 1 and not torch.distributed.is_initialized()
+    assert ranks.distributed(ranks.size)() == 1 and not torch.distributed.is_initialized()
 
 
 def test_each_process_takes_the_gpu_of_its_number_on_its_machine(monkeypatch):

@@ -54,7 +54,9 @@ def without_values(table: dict[str, str], text: str) -> str:
 
 
 def generate(*flags, script=FOLDER / "generate.py", cwd=None):
-    return subprocess.run([sys.executable, str(script), *map(str, flags)], cwd=cwd, capture_output=True, text=True, timeout=120)
+    return subprocess.run(
+        [sys.executable, str(script), *map(str, flags)], cwd=cwd, capture_output=True, text=True, timeout=120
+    )
 
 
 # ----------------------------------------------------------------------------- the generator
@@ -89,7 +91,9 @@ def test_another_seed_gives_other_files_and_a_bad_folder_one_sentence(tmp_path):
 
 def test_the_files_have_the_sizes_that_the_readme_states():
     stated = re.findall(r"^\| (\w+) \| (\d+) \| ([\d,]+) \|", (FOLDER / "README.md").read_text(encoding="utf-8"), re.M)
-    assert [(s, int(t), int(n.replace(",", ""))) for s, t, n in stated] == [(s, len(TABLES[s]), len(ROWS[s])) for s in SPLITS]
+    assert [(s, int(t), int(n.replace(",", ""))) for s, t, n in stated] == [
+        (s, len(TABLES[s]), len(ROWS[s])) for s in SPLITS
+    ]
     assert len(ROWS["train"]) == 2000 and len(TABLES["train"]) == 600
     assert len(TABLES["valid"]) == 60 and 80 <= len(TABLES["test"]) <= 100
     assert sum((FOLDER / f"{split}.csv").stat().st_size for split in SPLITS) < 550_000
@@ -158,11 +162,15 @@ def test_family_friendly_is_said_in_words():
 
 
 def test_nothing_is_said_that_the_table_does_not_have():
-    any_value = {field: re.compile(rf"\b({'|'.join(VALUES[field])})\b", re.I) for field in ("eatType", "food", "area", "near")}
+    any_value = {
+        field: re.compile(rf"\b({'|'.join(VALUES[field])})\b", re.I) for field in ("eatType", "food", "area", "near")
+    }
     for table, text in ALL:
         rest = text.replace(table["name"], "")
         for field, pattern in any_value.items():
-            assert {found.lower() for found in pattern.findall(rest)} == ({table[field].lower()} if field in table else set()), text
+            assert {found.lower() for found in pattern.findall(rest)} == (
+                {table[field].lower()} if field in table else set()
+            ), text
         rest = rest.replace(table.get("near", "\0"), "")
         price = re.search(r"£|cheap|moderate|price|\b(bill|pay|costs?)\b", rest, re.I)
         assert bool(price) == ("priceRange" in table), text
@@ -185,7 +193,9 @@ def test_articles_spaces_and_sentence_ends_are_right():
 def test_most_texts_have_a_sentence_pattern_of_their_own():
     """As the readme states it: texts with their values taken out."""
     patterns = Counter(without_values(table, text) for table, text in ALL)
-    stated = re.search(r"the ([\d,]+) texts\s+still\s+make\s+([\d,]+)\s+different", (FOLDER / "README.md").read_text(encoding="utf-8"))
+    stated = re.search(
+        r"the ([\d,]+) texts\s+still\s+make\s+([\d,]+)\s+different", (FOLDER / "README.md").read_text(encoding="utf-8")
+    )
     assert [int(number.replace(",", "")) for number in stated.groups()] == [len(ALL), len(patterns)]
     assert patterns.most_common(1)[0][1] < 0.01 * len(ALL)
 

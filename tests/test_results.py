@@ -20,10 +20,14 @@ ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT.parent / "shared" / "e2e"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SECTION = README.partition("## The poster's experiment")[2].partition("\n## ")[0]
-MODELS = sorted(report.readme_blocks(SECTION))  # those of which README has a table; a reader may have made results of other models
+MODELS = sorted(
+    report.readme_blocks(SECTION)
+)  # those of which README has a table; a reader may have made results of other models
 PARTS = sorted(set(re.findall(r"\]\(results/([^/).]+)/?\)", SECTION)))  # some cells of the grid, with other settings
 each_model = pytest.mark.parametrize("results", [ROOT / "results" / model for model in MODELS], ids=MODELS)
-each_folder = pytest.mark.parametrize("results", [ROOT / "results" / name for name in MODELS + PARTS], ids=MODELS + PARTS)
+each_folder = pytest.mark.parametrize(
+    "results", [ROOT / "results" / name for name in MODELS + PARTS], ids=MODELS + PARTS
+)
 
 
 def outputs_of(results: Path, name: str) -> list[str]:
@@ -46,7 +50,15 @@ def test_every_cell_of_the_grid_has_been_run(results):
 @each_folder
 def test_the_runs_are_alike_and_whole(results):
     rows = read_runs(results)
-    assert len({(row["model"], row["data"], row["weights"], row["machine"], row["dtype"], row["torch"]) for row in rows.values()}) == 1
+    assert (
+        len(
+            {
+                (row["model"], row["data"], row["weights"], row["machine"], row["dtype"], row["torch"])
+                for row in rows.values()
+            }
+        )
+        == 1
+    )
     for name, row in rows.items():
         assert len(outputs_of(results, name)) == int(row["tables"])
         curve = read_rows(results / "curves" / f"{name}.csv") if int(row["steps"]) else [{"step": "0"}]
@@ -137,9 +149,16 @@ def test_the_findings_state_each_number_of_its_own_cell(results):
     both = lambda names: ", ".join(report.score_text(cells[name], "BLEU") for name in names)  # noqa: E731
     means = lambda names: ", ".join(map(mean, names))  # noqa: E731
     low = {mode: [f"low{n}-{mode}" for n in (50, 100, 200, 500)] for mode in ("prefix", "finetune")}
-    norms = {(row["run"], row["length_norm"]): f"{100 * float(row['BLEU']):.1f}" for row in read_rows(results / "length_norm.csv")}
+    norms = {
+        (row["run"], row["length_norm"]): f"{100 * float(row['BLEU']):.1f}"
+        for row in read_rows(results / "length_norm.csv")
+    }
     longer = results.with_name(f"{results.name}-5epochs")
-    (five,) = (f"{100 * float(row['BLEU']):.1f}" for row in read_rows(longer / "length_norm.csv") if row["length_norm"] == "output")
+    (five,) = (
+        f"{100 * float(row['BLEU']):.1f}"
+        for row in read_rows(longer / "length_norm.csv")
+        if row["length_norm"] == "output"
+    )
     for statement in (
         f"{means(f'prefix{P}' for P in (1, 3, 5, 10, 20, 40))} for P = 1, 3, 5, 10, 20, 40.",
         f"{mean('prefix5')} against {mean('finetune')}, where",
@@ -171,13 +190,19 @@ def test_few_data_favour_fine_tuning_and_a_prefixs_loss_behaves_as_stated(result
 
 def test_the_hours_stated_for_gpt2_follow_from_the_measured_speeds():
     hours = {name: hours_of_a_run(one) for name, one in measured_training().items()}
-    assert f"take {hours['prefix, ours']} hours for a prefix run and {hours['finetune, ours']} for fine-tuning;" in " ".join(SECTION.split())
+    assert (
+        f"take {hours['prefix, ours']} hours for a prefix run and {hours['finetune, ours']} for fine-tuning;"
+        in " ".join(SECTION.split())
+    )
 
 
 def bleu_of(outputs: list[str]) -> float:
     """On E2E's test set."""
     groups = group_references(load_split(str(DATA), "test")).values()
-    segments = [ngrams.segment(mteval.tokenize(out), [mteval.tokenize(text) for text in group]) for out, group in zip(outputs, groups)]
+    segments = [
+        ngrams.segment(mteval.tokenize(out), [mteval.tokenize(text) for text in group])
+        for out, group in zip(outputs, groups)
+    ]
     return bleu.bleu(segments)
 
 

@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import pytest
+from tiny import tables, write_data
 
 from e2e_data import read_examples
 from experiments.slots import SlotChecker, by_field, main, parse, plain, shares
-from tiny import tables, write_data
 
 E2E = Path(__file__).resolve().parents[2] / "shared" / "e2e"
 TABLE = ("name : Blue Spice | Type : pub | food : Indian | price : moderate | customer rating : 3 out of 5 | area : riverside"
@@ -79,11 +79,17 @@ def test_what_a_text_omits_and_invents_is_named(checker, source, text, omitted, 
 
 
 def test_plain_text_has_neither_accents_nor_hyphens_nor_contractions():
-    assert plain("Café Ruby isn 't family-friendly ; it costs £20-25!") == "cafe ruby is not family friendly . it costs £ 20 25 ."
+    assert (
+        plain("Café Ruby isn 't family-friendly ; it costs £20-25!")
+        == "cafe ruby is not family friendly . it costs £ 20 25 ."
+    )
 
 
 def test_shares_count_values_over_all_texts(checker):
-    slots = [checker.check("name : The Mill | food : Japanese", text) for text in ("The Mill has sushi .", "The Mill is a cheap pub .")]
+    slots = [
+        checker.check("name : The Mill | food : Japanese", text)
+        for text in ("The Mill has sushi .", "The Mill is a cheap pub .")
+    ]
     assert shares(slots) == (0.75, 1.0)
     counts = by_field(["name : The Mill | food : Japanese"] * 2, slots)
     assert counts["food"] == (2, 1, 0) and counts["price"] == (0, 0, 1) and counts["name"] == (2, 0, 0)

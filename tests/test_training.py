@@ -18,17 +18,19 @@ import peft
 import pytest
 import torch
 import torch.nn.functional as F
+from tiny import write_data
 
 import train as train_module
 from e2e_data import encode, epoch_order, load_split, load_tokenizer
 from evaluate import evaluate_run
-from files import InputError, alone_in
+from harness.files import InputError, lock_folder
+from harness.machine import autocast
+from harness.runs import load_run, start_model
+from harness.safetensors import read_safetensors
+from harness.settings import Settings, add_flags
 from prefix import MODES, keys_values, load_prefix
-from runs import load_run, start_model
-from settings import Settings, add_flags, autocast
-from tiny import write_data
 from train import Training, batch_loss, clip, gradient_norm, learning_rate, train, update
-from weights import load_gpt2, read_safetensors
+from weights import load_gpt2
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
@@ -68,7 +70,9 @@ def test_30_steps_give_the_losses_of_a_plain_loop_over_transformers_and_peft(set
     encoded = encode(tokenizer, load_split(s.data, "train"), room=150)
     twin = reference_gpt2(world / "model")
     if prefix is not None:
-        config = peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=7, prefix_projection=True, encoder_hidden_size=32)
+        config = peft.PrefixTuningConfig(
+            task_type="CAUSAL_LM", num_virtual_tokens=7, prefix_projection=True, encoder_hidden_size=32
+        )
         twin = peft.get_peft_model(twin, config).eval()
         encoder = twin.prompt_encoder["default"]
         encoder.embedding.weight.data.copy_(prefix.rows.p_prime.data)
@@ -122,7 +126,9 @@ def test_a_whole_run_equals_an_independent_loop(settings, tmp_path, world, chang
     parameters = list((model if prefix is None else prefix).parameters())
     optimizer = torch.optim.AdamW(parameters, lr=s.lr, weight_decay=s.weight_decay)
     rise, steps = s.warmup_steps, 6
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: i / rise if i < rise else (steps - i) / (steps - rise))
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda i: i / rise if i < rise else (steps - i) / (steps - rise)
+    )
 
     def nats(example):
         """One sentence, unpadded: - sum log p, and the number of tokens scored."""
@@ -209,7 +215,13 @@ def test_a_process_stopped_by_a_signal_resumes_to_the_same_bits(world, tmp_path,
     ]  # fmt: skip
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     subprocess.run([*command, "--out", tmp_path / "whole"], check=True, env=environment, capture_output=True)
-    process = subprocess.Popen([*command, "--out", tmp_path / "stopped"], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = subprocess.Popen(
+        [*command, "--out", tmp_path / "stopped"],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
     for line in process.stdout:  # it says each step; stop it in the middle of the work
         if line.startswith("step 33/"):
             process.send_signal(number)
@@ -219,8 +231,12 @@ def test_a_process_stopped_by_a_signal_resumes_to_the_same_bits(world, tmp_path,
     if number != signal.SIGKILL:
         assert "checkpoint written at step" in rest and "the same command with --resume goes on" in rest
     assert "Traceback" not in rest
-    assert (tmp_path / "stopped" / "checkpoint.pt").exists() and not (tmp_path / "stopped" / "prefix.safetensors").exists()
-    subprocess.run([*command, "--out", tmp_path / "stopped", "--resume"], check=True, env=environment, capture_output=True)
+    assert (tmp_path / "stopped" / "checkpoint.pt").exists() and not (
+        tmp_path / "stopped" / "prefix.safetensors"
+    ).exists()
+    subprocess.run(
+        [*command, "--out", tmp_path / "stopped", "--resume"], check=True, env=environment, capture_output=True
+    )
     assert learned_bytes(tmp_path / "stopped") == learned_bytes(tmp_path / "whole")
     assert log_of(tmp_path / "stopped") == log_of(tmp_path / "whole")
 
@@ -238,14 +254,19 @@ def test_resuming_a_finished_run_changes_nothing(settings):
 def test_two_processes_do_not_train_in_one_folder(settings):
     s = settings(max_steps=2)
     folder = train(s)
-    with alone_in(folder):
-        with pytest.raises(InputError, match="another process is at work in .*: wait until it has ended, or choose another --out"):
+    with lock_folder(folder):
+        with pytest.raises(
+            InputError, match="another process is at work in .*: wait until it has ended, or choose another --out"
+        ):
             train(s, resume=True)
     assert train(s, resume=True) == folder
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_seed_others(settings, tmp_path):
-    runs = [train(settings(max_steps=6, seed=seed, out=str(tmp_path / name))) for name, seed in (("a", 1), ("b", 1), ("c", 2))]
+    runs = [
+        train(settings(max_steps=6, seed=seed, out=str(tmp_path / name)))
+        for name, seed in (("a", 1), ("b", 1), ("c", 2))
+    ]
     a, b, c = (learned_bytes(run) for run in runs)
     assert a == b != c
 
@@ -261,7 +282,15 @@ def test_a_batch_in_pieces_gives_the_same_update(settings, tmp_path):
 
 def test_defaults_are_the_papers_row():
     s = Settings().resolve()
-    assert (s.mode, s.model, s.prefix_len, s.mid_dim, s.lr, s.batch_size, s.epochs) == ("prefix", "gpt2", 5, 512, 8e-5, 10, 5)
+    assert (s.mode, s.model, s.prefix_len, s.mid_dim, s.lr, s.batch_size, s.epochs) == (
+        "prefix",
+        "gpt2",
+        5,
+        512,
+        8e-5,
+        10,
+        5,
+    )
     assert (s.weight_decay, s.clip, s.dropout, s.warmup_steps, s.loss) == (0.0, 1.0, 0.0, 0, "sentence")
     assert (s.beam_size, s.length_norm, s.max_new_tokens, s.score_separator, s.seed) == (5, "total", 100, False, 101)
     f = Settings(mode="finetune").resolve()
@@ -355,7 +384,9 @@ def test_words_set_the_length_of_the_prefix_and_where_it_begins(settings, capsys
 def test_keeping_the_best_keeps_the_weights_of_the_lowest_validation_loss(settings, tmp_path, monkeypatch):
     """A run that goes downhill and then uphill again: the best is not the last."""
     s = settings(lr=1e-2, valid_every=2, keep="best", out=str(tmp_path / "best"))
-    monkeypatch.setattr(train_module, "learning_rate", lambda settings, step, steps: settings.lr if step < steps // 2 else -settings.lr)
+    monkeypatch.setattr(
+        train_module, "learning_rate", lambda settings, step, steps: settings.lr if step < steps // 2 else -settings.lr
+    )
     folder = train(s)
     losses = [float(row["valid_loss"]) for row in log_of(folder, "valid.csv")]
     assert min(losses) < losses[-1] - 1e-3
@@ -378,12 +409,24 @@ def test_fewer_training_examples_are_drawn_by_the_seed(settings):
 
 def test_dropout_acts_while_fine_tuning_and_not_on_the_frozen_model(settings, tmp_path, monkeypatch):
     modes = []
-    monkeypatch.setattr(train_module, "update", lambda model, *rest: modes.append(model.training) or update(model, *rest))
+    monkeypatch.setattr(
+        train_module, "update", lambda model, *rest: modes.append(model.training) or update(model, *rest)
+    )
     logs = {}
-    for name, changes in {"tuned": {"mode": "finetune"}, "without": {"mode": "finetune", "dropout": 0.0}, "frozen": {}, "poster": {"dropout": 0.1}}.items():
+    for name, changes in {
+        "tuned": {"mode": "finetune"},
+        "without": {"mode": "finetune", "dropout": 0.0},
+        "frozen": {},
+        "poster": {"dropout": 0.1},
+    }.items():
         logs[name] = log_of(train(settings(max_steps=13, valid_every=12, out=str(tmp_path / name), **changes)))
-    assert modes == [True] * 13 + [False] * 26 + [True] * 13  # the last step is behind a validation, which switches dropout off
-    assert logs["tuned"][0]["loss"] != logs["without"][0]["loss"] and logs["frozen"][0]["loss"] != logs["poster"][0]["loss"]
+    assert (
+        modes == [True] * 13 + [False] * 26 + [True] * 13
+    )  # the last step is behind a validation, which switches dropout off
+    assert (
+        logs["tuned"][0]["loss"] != logs["without"][0]["loss"]
+        and logs["frozen"][0]["loss"] != logs["poster"][0]["loss"]
+    )
 
 
 LIMITED = """
@@ -399,7 +442,7 @@ def test_freed_memory_is_kept_for_the_next_allocation(before):
     """Without: 16,384 pages each time, where pages have 4 kB."""
     code = """
 import resource, torch
-from settings import keep_freed_memory
+from harness.machine import keep_freed_memory
 keep_freed_memory()
 def faults(): return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(10): torch.ones(16_777_216)
@@ -407,7 +450,9 @@ before = faults()
 for _ in range(20): torch.ones(16_777_216)
 print(faults() - before)
 """
-    ended = subprocess.run([sys.executable, "-c", before + code], cwd=Path(__file__).parents[1], capture_output=True, text=True, check=True)
+    ended = subprocess.run(
+        [sys.executable, "-c", before + code], cwd=Path(__file__).parents[1], capture_output=True, text=True, check=True
+    )
     assert int(ended.stdout.split()[-1]) < 3 * 16_384
 
 
@@ -423,7 +468,7 @@ def large_pages() -> bool:
 def test_what_is_allocated_lies_in_large_pages_and_what_is_not_written_takes_no_memory():
     code = """
 import torch
-from settings import keep_freed_memory
+from harness.machine import keep_freed_memory
 def kilobytes(name): return next(int(line.split()[1]) for line in open("/proc/self/smaps_rollup") if line.startswith(name))
 before = kilobytes("Rss:")
 keep_freed_memory()
@@ -432,19 +477,30 @@ x = torch.ones(50_000_000)
 print(kilobytes("Rss:") - before, kilobytes("AnonHugePages:"))
 """
     alone = os.environ | {"OMP_NUM_THREADS": "1"}
-    ended = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], capture_output=True, text=True, check=True, env=alone)
+    ended = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=alone,
+    )
     reserved, written, large = map(int, ended.stdout.split())
     assert reserved < 10_000 and 195_000 < written < 215_000 and large > 0  # (the system may be short of large pages)
 
 
 def test_pieces_of_a_batch_are_as_small_as_asked(settings, monkeypatch):
     sizes = []
-    monkeypatch.setattr(train_module, "batch_loss", lambda model, batch: sizes.append(len(batch.tokens)) or batch_loss(model, batch))
+    monkeypatch.setattr(
+        train_module, "batch_loss", lambda model, batch: sizes.append(len(batch.tokens)) or batch_loss(model, batch)
+    )
     train(settings(max_steps=1, grad_accum=4))
     assert sizes[:4] == [3, 3, 3, 1]
 
 
-@pytest.mark.parametrize("changes", [{"mode": "embedding"}, {"mode": "infix"}, {"init_text": "Italian food"}, {"mode": "finetune"}])
+@pytest.mark.parametrize(
+    "changes", [{"mode": "embedding"}, {"mode": "infix"}, {"init_text": "Italian food"}, {"mode": "finetune"}]
+)
 def test_every_mode_trains_in_bf16_and_is_evaluated_in_either(settings, changes):
     folder = train(settings(dtype="bf16", max_steps=3, **changes))
     for dtype in ("bf16", "fp32"):
@@ -452,11 +508,16 @@ def test_every_mode_trains_in_bf16_and_is_evaluated_in_either(settings, changes)
         assert json.loads((folder / "evaluation.json").read_text())["machine"]["dtype"] == dtype
 
 
-def test_a_finished_model_is_rounded_to_bf16_once_with_the_logits_of_one_that_autocast_rounds_each_time(world, settings):
+def test_a_finished_model_is_rounded_to_bf16_once_with_the_logits_of_one_that_autocast_rounds_each_time(
+    world, settings
+):
     folder = train(settings(mode="finetune", max_steps=2))
     own, ready = load_run(folder, dtype="bf16", device="cpu")
     assert ready.h[0].mlp.c_fc.weight.dtype == torch.bfloat16 and ready.wte.weight.dtype == torch.float32
-    plain, tokens = load_gpt2(str(world / "model"), str(folder / "model.safetensors")).eval(), torch.arange(20).view(2, 10)
+    plain, tokens = (
+        load_gpt2(str(world / "model"), str(folder / "model.safetensors")).eval(),
+        torch.arange(20).view(2, 10),
+    )
     with torch.no_grad(), autocast(own):
         assert torch.equal(ready(tokens), plain(tokens))
 
@@ -474,7 +535,9 @@ def test_each_command_of_the_readme_has_a_folder_of_its_own(monkeypatch, world):
         monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(SHARED / "tiktoken_cache"))
     parser = argparse.ArgumentParser()
     add_flags(parser)
-    commands = re.findall(r"^(?:pip .*&& )?python train\.py(.*?)(?:#.*)?$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    commands = re.findall(
+        r"^(?:pip .*&& )?python train\.py(.*?)(?:#.*)?$", (ROOT / "README.md").read_text(), re.MULTILINE
+    )
     runs = [Settings(**vars(parser.parse_args(shlex.split(c)))).resolve() for c in commands if "--help" not in c]
     runs += [Settings(seed=5).resolve(), Settings(loss="token").resolve()]
     assert len(runs) > 6 and runs[0].out in ("runs/gpt2-prefix5", "runs/mini-prefix5-data_mini")
@@ -519,7 +582,9 @@ def test_words_are_fitted_by_the_mlp_before_training(settings, capsys):
     model = load_gpt2(s.model)
     torch.manual_seed(s.seed)
     unfitted = MODES["prefix"](model.config, s.prefix_len, s.mid_dim)
-    target = keys_values(model, model.wte(torch.tensor(load_tokenizer(s.model).encode_ordinary(" Italian food")))).flatten(1)
+    target = keys_values(
+        model, model.wte(torch.tensor(load_tokenizer(s.model).encode_ordinary(" Italian food")))
+    ).flatten(1)
     assert 0 < left < 0.9 * (unfitted.rows() - target).square().mean().item()
 
 
@@ -535,7 +600,16 @@ def test_one_command_trains_decodes_scores_and_writes_everything(world, tmp_path
     assert result.returncode == 0, result.stderr
     folder = tmp_path / "run"
     written = {path.name for path in folder.iterdir()}
-    assert written == {"settings.json", "log.csv", "valid.csv", "summary.json", "prefix.safetensors", "outputs.txt", "scores.json", "evaluation.json"}
+    assert written == {
+        "settings.json",
+        "log.csv",
+        "valid.csv",
+        "summary.json",
+        "prefix.safetensors",
+        "outputs.txt",
+        "scores.json",
+        "evaluation.json",
+    }
     scores = json.loads((folder / "scores.json").read_text())
     assert set(scores) >= {"BLEU", "NIST", "NIST_perl", "ROUGE_L", "CIDEr"} and 0 <= scores["BLEU"] <= 1
     assert (folder / "log.csv").read_text().splitlines()[0] == "step,epoch,loss,lr,grad_norm,tokens_per_s"
@@ -574,7 +648,9 @@ def test_a_diverging_run_says_so_and_keeps_its_last_checkpoint(settings, monkeyp
 
     monkeypatch.setattr(train_module, "update", diverging)
     s = settings(checkpoint_every=3)
-    with pytest.raises(InputError, match=r"the loss is nan after 8 steps: lower --lr \(it is 0.001\), with another --out"):
+    with pytest.raises(
+        InputError, match=r"the loss is nan after 8 steps: lower --lr \(it is 0.001\), with another --out"
+    ):
         train(s)
     assert torch.load(Path(s.out) / "checkpoint.pt", weights_only=True)["n"] == 6
     assert not (Path(s.out) / "prefix.safetensors").exists()

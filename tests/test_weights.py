@@ -14,9 +14,11 @@ import torch
 from tiny import write_config
 
 import weights
-from files import InputError
 from gpt2 import CONFIGS, GPT2, GPT2Config
-from weights import check_shapes, load_config, load_gpt2, read_safetensors, read_tensorflow, write_safetensors
+from harness.files import InputError
+from harness.safetensors import read_safetensors, write_safetensors
+from harness.tensorflow import read_tensorflow
+from weights import check_shapes, load_config, load_gpt2
 
 TENSORFLOW = Path(__file__).parent / "fixtures" / "tensorflow"
 INDEX, DATA = weights.TF_FILES
@@ -167,7 +169,10 @@ def entry(dtype="F32", shape=(2,), offsets=(0, 8)) -> dict:
     ],
 )
 def test_a_header_that_is_not_right_is_refused(tmp_path, header, said):
-    with pytest.raises(InputError, match=rf"x\.safetensors is not a whole safetensors file \(.*{said}.*\): delete it and fetch it again"):
+    with pytest.raises(
+        InputError,
+        match=rf"x\.safetensors is not a whole safetensors file \(.*{said}.*\): delete it and fetch it again",
+    ):
         read_safetensors(put(tmp_path / "x.safetensors", header, bytes(8)))
 
 
@@ -177,7 +182,9 @@ def test_a_truncated_file_is_refused_wherever_it_ends(folder):
     n = 8 + struct.unpack("<Q", whole[:8])[0]
     for length in (0, 1, 7, 8, 9, n - 1, n, n + 1, (n + len(whole)) // 2, len(whole) - 1):
         path.write_bytes(whole[:length])
-        with pytest.raises(InputError, match=r"model\.safetensors is not a whole safetensors file .*: delete it and fetch it again"):
+        with pytest.raises(
+            InputError, match=r"model\.safetensors is not a whole safetensors file .*: delete it and fetch it again"
+        ):
             load_gpt2(str(folder))
     path.write_bytes(whole + b"\0")
     with pytest.raises(InputError, match="1 bytes are left over"):
@@ -226,7 +233,10 @@ def change(folder: Path, **changes) -> None:
         ({"h__2__ln_1__bias": torch.zeros(8)}, "holds h.2.ln_1.bias, which .* does not have"),
         ({"score__weight": torch.zeros(2, 8)}, "holds score.weight, which"),
         ({"ln_f__weight": torch.zeros(9)}, r"ln_f.weight has shape \[9\], but .* needs \[8\]"),
-        ({"h__0__attn__c_attn__weight": torch.zeros(24, 8)}, r"h.0.attn.c_attn.weight has shape \[24, 8\], but .* needs \[8, 24\]"),
+        (
+            {"h__0__attn__c_attn__weight": torch.zeros(24, 8)},
+            r"h.0.attn.c_attn.weight has shape \[24, 8\], but .* needs \[8, 24\]",
+        ),
         ({"h__0__ln_1__bias": torch.tensor(0.0)}, r"h.0.ln_1.bias has shape \[\], but .* needs \[8\]"),
         ({"lm_head__weight": torch.ones(31, 8)}, "lm_head.weight differs from wte.weight"),
         ({"lm_head__weight": torch.ones(31, 9)}, "lm_head.weight differs from wte.weight"),
@@ -239,7 +249,9 @@ def test_every_tensor_must_be_there_with_its_shape_and_no_other(folder, changes,
         load_gpt2(str(folder))
 
 
-@pytest.mark.parametrize("export", ["plain", "transformer. in front", "tied lm_head", "causal masks", "half precision", "all of it"])
+@pytest.mark.parametrize(
+    "export", ["plain", "transformer. in front", "tied lm_head", "causal masks", "half precision", "all of it"]
+)
 def test_the_forms_that_gpt2_is_exported_in_give_the_same_weights(folder, model, export):
     tensors = model.state_dict()
     if export in ("causal masks", "all of it"):
@@ -253,14 +265,20 @@ def test_the_forms_that_gpt2_is_exported_in_give_the_same_weights(folder, model,
         tensors = {key: tensor.to(torch.bfloat16) for key, tensor in tensors.items()}
     write_safetensors(folder / "model.safetensors", tensors, {})
     loaded = load_gpt2(str(folder)).state_dict()
-    wanted = {key: tensor.to(torch.bfloat16).float() if export == "half precision" else tensor for key, tensor in model.state_dict().items()}
+    wanted = {
+        key: tensor.to(torch.bfloat16).float() if export == "half precision" else tensor
+        for key, tensor in model.state_dict().items()
+    }
     assert_same(loaded, wanted)
 
 
 def test_a_file_of_another_size_is_recognised(tmp_path):
     """The header alone decides: the 50257 x 1024 bytes behind it are a hole in the file, which takes no room."""
     shape = [CONFIGS["gpt2-medium"].vocab_size, CONFIGS["gpt2-medium"].n_embd]
-    path = put(tmp_path / "medium.safetensors", {"wte.weight": {"dtype": "U8", "shape": shape, "data_offsets": [0, math.prod(shape)]}})
+    path = put(
+        tmp_path / "medium.safetensors",
+        {"wte.weight": {"dtype": "U8", "shape": shape, "data_offsets": [0, math.prod(shape)]}},
+    )
     with open(path, "r+b") as file:
         file.truncate(path.stat().st_size + math.prod(shape))
     said = (
@@ -300,7 +318,11 @@ def test_a_tensorflow_checkpoint_reads_as_tensorflow_reads_it():
     found = dict(read_tensorflow(TENSORFLOW / INDEX))
     assert found.keys() == set(wanted)
     for key, tensor in found.items():
-        assert tensor.dtype == torch.float32 and np.array_equal(tensor.numpy(), wanted[key]) and tensor.shape == wanted[key].shape
+        assert (
+            tensor.dtype == torch.float32
+            and np.array_equal(tensor.numpy(), wanted[key])
+            and tensor.shape == wanted[key].shape
+        )
 
 
 def test_both_formats_give_the_same_model(tensorflow, tmp_path):
@@ -313,7 +335,10 @@ def test_a_tensorflow_index_cut_anywhere_is_refused(tensorflow):
     whole = (tensorflow / INDEX).read_bytes()
     for length in (0, 1, 40, 47, 48, len(whole) // 2, len(whole) - 1):
         (tensorflow / INDEX).write_bytes(whole[:length])
-        with pytest.raises(InputError, match=r"model\.ckpt\.index is not a whole TensorFlow checkpoint .*: delete it and fetch it again"):
+        with pytest.raises(
+            InputError,
+            match=r"model\.ckpt\.index is not a whole TensorFlow checkpoint .*: delete it and fetch it again",
+        ):
             load_gpt2(str(tensorflow))
 
 
@@ -397,7 +422,10 @@ class Malicious:
         return Path.mkdir, (self.evidence,)
 
 
-@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "model.pth", "model.ckpt", "model.safetensors", "model.ckpt.index", "model"])
+@pytest.mark.parametrize(
+    "name",
+    ["pytorch_model.bin", "model.pt", "model.pth", "model.ckpt", "model.safetensors", "model.ckpt.index", "model"],
+)
 def test_pickles_are_refused_under_every_name_and_never_run(tmp_path, name):
     torch.save({"wte.weight": Malicious(tmp_path / "evidence")}, tmp_path / name)
     with pytest.raises(InputError, match=f"{name} is "):
@@ -423,7 +451,9 @@ def stated(**changes) -> dict:
 def test_a_config_is_read_under_both_names(tmp_path):
     (tmp_path / "hparams.json").write_text('{"n_vocab": 31, "n_ctx": 16, "n_embd": 8, "n_head": 2, "n_layer": 2}')
     assert load_config(str(tmp_path)) == FIXTURE  # OpenAI's file
-    (tmp_path / "config.json").write_text(json.dumps(stated(n_positions=20, n_ctx=20, activation_function="gelu_new", model_type="gpt2")))
+    (tmp_path / "config.json").write_text(
+        json.dumps(stated(n_positions=20, n_ctx=20, activation_function="gelu_new", model_type="gpt2"))
+    )
     assert load_config(str(tmp_path)).n_positions == 20  # the hub's file goes first
 
 
@@ -458,5 +488,7 @@ def test_a_config_that_is_not_gpt2s_is_refused(tmp_path, content, said):
 
 @pytest.mark.parametrize("name", ["gpt3", "GPT2", "", "gpt2 ", "openai-community/gpt2"])
 def test_an_unknown_model_is_answered_with_the_known_ones(name):
-    with pytest.raises(InputError, match="unknown model .*: use gpt2, gpt2-medium, gpt2-large, gpt2-xl, mini, or a folder"):
+    with pytest.raises(
+        InputError, match="unknown model .*: use gpt2, gpt2-medium, gpt2-large, gpt2-xl, mini, or a folder"
+    ):
         load_config(name)

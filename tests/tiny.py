@@ -16,9 +16,18 @@ import torch
 
 from e2e_data import END, Example, tiktoken_pattern
 from gpt2 import GPT2, GPT2Config
-from weights import write_safetensors
+from harness.safetensors import write_safetensors
 
-NAMES = ("The Old Mill", "Café Ruby", "Harbour House", "The Green Door", "Lotus", "Bella's", "The Anchor", "Nine Stones")
+NAMES = (
+    "The Old Mill",
+    "Café Ruby",
+    "Harbour House",
+    "The Green Door",
+    "Lotus",
+    "Bella's",
+    "The Anchor",
+    "Nine Stones",
+)
 FOODS = ("Italian", "Indian", "French", "Chinese", "Japanese")
 AREAS = ("riverside", "city centre")
 PRICES = ("cheap", "moderate", "high", "£ 20 - 25")
@@ -32,7 +41,9 @@ def tables(n: int, seed: int = 0) -> list[Example]:
     while len(examples) < n:
         name, food, area, price, near = (rng.choice(x) for x in (NAMES, FOODS, AREAS, PRICES, PLACES))
         fields = {"name": name, "food": food}
-        fields |= {key: value for key, value in (("price", price), ("area", area), ("near", near)) if rng.random() < 0.6}
+        fields |= {
+            key: value for key, value in (("price", price), ("area", area), ("near", near)) if rng.random() < 0.6
+        }
         source = " | ".join(f"{key} : {value}" for key, value in fields.items())
         where = f" in the {area}" if "area" in fields else ""
         beside = f" near {near}" if "near" in fields else ""

@@ -8,35 +8,48 @@ Each assertion that fails ends it. It ends with an error at rank 1 alone, which 
 import os
 import signal
 import sys
+from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Callable
 
 import pytest
 import torch
 
-import ranks
 import train
 from evaluate import evaluate_run
-from files import InputError, exit_on_input_error
-from settings import Settings
+from harness import ranks
+from harness.files import InputError, exit_on_input_error
+from harness.settings import Settings
 
 WORLD, DATA, OUT = map(Path, sys.argv[1:])
 
 
 def settings(name: str, **changes) -> Settings:
     """A short run of fine-tuning; an epoch ends with a batch of 1, which leaves rank 1 without examples."""
-    places = {"model": str(WORLD / "model"), "data": str(DATA), "out": str(OUT / name), "device": "cpu", "dtype": "fp32"}
-    short = {"batch_size": 7, "max_steps": 9, "log_every": 1, "checkpoint_every": 2, "max_new_tokens": 4, "beam_size": 2}
+    places = {
+        "model": str(WORLD / "model"),
+        "data": str(DATA),
+        "out": str(OUT / name),
+        "device": "cpu",
+        "dtype": "fp32",
+    }
+    short = {
+        "batch_size": 7,
+        "max_steps": 9,
+        "log_every": 1,
+        "checkpoint_every": 2,
+        "max_new_tokens": 4,
+        "beam_size": 2,
+    }
     return Settings(mode="finetune", lr=1e-3, **places, **short | changes)
 
 
 def shares_and_meetings(me: int) -> None:
     assert ranks.size() == 2
-    assert ranks.share([5, 6, 7]) == ([5, 7] if me == 0 else [6])
-    assert list(ranks.share(range(0, 4, 4))) == ([0] if me == 0 else [])
-    assert ranks.gathered({"rank": me}) == [{"rank": 0}, {"rank": 1}]
-    assert ranks.first_does(ranks.rank) == 0
+    assert ranks.shard([5, 6, 7]) == ([5, 7] if me == 0 else [6])
+    assert list(ranks.shard(range(0, 4, 4))) == ([0] if me == 0 else [])
+    assert ranks.all_gather({"rank": me}) == [{"rank": 0}, {"rank": 1}]
+    assert ranks.on_rank_0(ranks.rank) == 0
 
 
 def sums_of_gradients(me: int) -> None:
@@ -54,7 +67,7 @@ def noise(me: int) -> None:
         ranks.seed_noise(101, step)
         return torch.rand(3).tolist()
 
-    at_rank = ranks.gathered([drawn(step) for step in (0, 1, 2)])
+    at_rank = ranks.all_gather([drawn(step) for step in (0, 1, 2)])
     assert len({tuple(numbers) for steps in at_rank for numbers in steps}) == 6  # others at each rank and step
     assert drawn(1) == at_rank[me][1]
 
@@ -104,20 +117,24 @@ def a_killed_and_stopped_run_with_dropout(me: int) -> None:
 def fail_at_rank_1() -> None:
     if ranks.rank() == 1:
         raise InputError("the disk of the second machine is broken")
-    ranks.gathered(None)
+    ranks.all_gather(None)
     print("not reached", flush=True)
 
 
 @exit_on_input_error
-@ranks.together
+@ranks.distributed
 def main() -> None:
     me = ranks.rank()
     shares_and_meetings(me)
     sums_of_gradients(me)
     noise(me)
     a_killed_and_stopped_run_with_dropout(me)
-    tuned = train.train(settings("two", dropout=0.0, grad_accum=2, keep="best", valid_every=4, train_examples=22, beam_size=3))
-    evaluate_run(tuned, batch_size=3, split="valid", device="cpu", dtype="fp32")  # what these give is compared by test_ranks.py
+    tuned = train.train(
+        settings("two", dropout=0.0, grad_accum=2, keep="best", valid_every=4, train_examples=22, beam_size=3)
+    )
+    evaluate_run(
+        tuned, batch_size=3, split="valid", device="cpu", dtype="fp32"
+    )  # what these give is compared by test_ranks.py
     if me == 0:
         print("all is well", flush=True)
     fail_at_rank_1()

@@ -22,17 +22,32 @@ import csv
 import random
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, Sequence
+from typing import NamedTuple
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parents[1])]
 
-from files import exit_on_input_error, write_whole  # noqa: E402 (found through the line above, as is the next)
 from lexicon import (  # noqa: E402
-    ADJECTIVES, BAD, BEFORE_NOUN, FIELDS, GOOD, IN_AREA, NEAR, NOUNS, OPENINGS, OWNERS, REMARKS, VALUES, VERBS, WHERE, WISHES,
+    ADJECTIVES,
+    BAD,
+    BEFORE_NOUN,
+    FIELDS,
+    GOOD,
+    IN_AREA,
+    NEAR,
+    NOUNS,
+    OPENINGS,
+    OWNERS,
+    REMARKS,
+    VALUES,
+    VERBS,
+    WHERE,
+    WISHES,
 )  # fmt: skip
 
+from harness.files import exit_on_input_error, write_atomic  # noqa: E402 (found through the line above, as is the next)
 
 SEED = 4  # one by which no sentence, and no eight words in a row, happen to be E2E's (README.md)
 
@@ -233,7 +248,12 @@ class Writer:
         if "food" in self.left and noun in ("restaurant", "bistro", "place") and self.chance(0.6):
             self.take("food")
             noun = f"{self.table['food']} {'eatery' if noun == 'place' else noun}"
-        elif "area" in self.left and noun in VALUES["type"] and f"area {self.table['area']}" in BEFORE_NOUN and self.chance(0.3):
+        elif (
+            "area" in self.left
+            and noun in VALUES["type"]
+            and f"area {self.table['area']}" in BEFORE_NOUN
+            and self.chance(0.3)
+        ):
             self.take("area")
             noun = f"{self.table['area']} {noun}"
         return f"{', '.join(words)} {noun}".strip()
@@ -245,7 +265,9 @@ class Writer:
         if len(facts) > 1:
             return f" that {self.predicate(facts)}"
         where = WHERE.get(self.kind(facts[0]))
-        return f" where {self.say(facts[0], where)}" if where and self.chance(0.3) else f" {self.clause(facts[0]).behind}"
+        return (
+            f" where {self.say(facts[0], where)}" if where and self.chance(0.3) else f" {self.clause(facts[0]).behind}"
+        )
 
     def np(self, wish: bool = False) -> str:
         """A noun phrase: "cheap pub near Hollins Park serving Thai food". It says more than the type."""
@@ -288,7 +310,11 @@ def draw_names(rng: random.Random, part: int) -> list[str]:
     adjectives, nouns, owners = (words.split(" | ")[part].split() for words in (ADJECTIVES, NOUNS, OWNERS))
     names = [f"The {adjective} {noun}" for adjective in adjectives for noun in rng.sample(nouns, 2)]
     names += [f"{noun} & {other}" for noun in nouns for other in rng.sample(nouns, 2) if other != noun]
-    names += [f"{owner}'s" for owner in owners] + [f"{owner} House" for owner in owners] + [f"Chez {owner}" for owner in owners]
+    names += (
+        [f"{owner}'s" for owner in owners]
+        + [f"{owner} House" for owner in owners]
+        + [f"Chez {owner}" for owner in owners]
+    )
     rng.shuffle(names)
     return names
 
@@ -302,7 +328,9 @@ def draw_table(rng: random.Random, name: str) -> dict[str, str]:
     return {"name": name} | {field: rng.choice(VALUES[field]) for field in FIELDS if field in fields}
 
 
-def draw_split(rng: random.Random, names: list[str], tables: int, texts: dict[int, int], seen: set) -> list[tuple[str, str]]:
+def draw_split(
+    rng: random.Random, names: list[str], tables: int, texts: dict[int, int], seen: set
+) -> list[tuple[str, str]]:
     """Rows (table, text): as many tables, none of them in `seen`, each with several different texts (number of them: its weight)."""
     rows = []
     while tables:
@@ -328,19 +356,28 @@ def generate(seed: int) -> dict[str, list[tuple[str, str]]]:
     seen: set = set()
     return {
         "train": draw_split(rng, names, 600, {3: 2, 4: 1}, seen),
-        "valid": draw_split(rng, names, 40, {4: 3, 5: 2, 6: 1}, seen) + draw_split(rng, new[:10], 20, {4: 3, 5: 2, 6: 1}, seen),
-        "test": draw_split(rng, names, 54, {5: 4, 6: 3, 7: 2, 8: 1}, seen) + draw_split(rng, new[10:], 27, {5: 4, 6: 3, 7: 2, 8: 1}, seen),
+        "valid": draw_split(rng, names, 40, {4: 3, 5: 2, 6: 1}, seen)
+        + draw_split(rng, new[:10], 20, {4: 3, 5: 2, 6: 1}, seen),
+        "test": draw_split(rng, names, 54, {5: 4, 6: 3, 7: 2, 8: 1}, seen)
+        + draw_split(rng, new[10:], 27, {5: 4, 6: 3, 7: 2, 8: 1}, seen),
     }
 
 
 @exit_on_input_error
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, default=HERE, metavar="FOLDER", help="where train.csv, valid.csv and test.csv go")
-    parser.add_argument("--seed", type=int, default=SEED, help=f"other tables, names and texts (default: {SEED}, the files that are here)")
+    parser.add_argument(
+        "--out", type=Path, default=HERE, metavar="FOLDER", help="where train.csv, valid.csv and test.csv go"
+    )
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=SEED,
+        help=f"other tables, names and texts (default: {SEED}, the files that are here)",
+    )
     args = parser.parse_args()
     for split, rows in generate(args.seed).items():
-        with write_whole(args.out / f"{split}.csv") as file:
+        with write_atomic(args.out / f"{split}.csv") as file:
             csv.writer(file, lineterminator="\n").writerows([("mr", "ref"), *rows])
         print(f"{args.out / split}.csv: {len(rows)} texts for {len({table for table, _ in rows})} tables")
 

@@ -1,0 +1,24 @@
+"""The fast path: what the plain files compute, from the same parameters and through the same hooks, in less time.
+
+    plain                      fast                       how
+    train.summed_loss          training.summed_loss       no padding outside attention, logits only where a token is scored
+    train.clip_gradients       training.clip_gradients    the norm row by row, the division inside AdamW
+    beam.NextWords             decoding.NextWords         beams share keys and values; a frozen model is packed for oneDNN
+
+harness/door.py is the only place that imports this package, and chooses. tests/test_fast.py holds each function to its
+plain counterpart.
+
+    ops.py          products, dropout, the tied embedding, padding
+    loss.py         cross entropy over a large vocabulary, with its gradient computed in the forward pass
+    training.py     the loss of a batch; clipping
+    tree.py         keys and values of beams, each stored once
+    prepacked.py    weights in oneDNN's own layout; the vocabulary in two rounds
+    decoding.py     the best next words
+    memory.py       the C library keeps freed memory, in large pages
+"""
+
+from fast.decoding import NextWords, pack
+from fast.memory import keep_freed_memory
+from fast.training import clip_gradients, round_frozen, summed_loss
+
+__all__ = ["NextWords", "clip_gradients", "keep_freed_memory", "pack", "round_frozen", "summed_loss"]

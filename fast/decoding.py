@@ -1,0 +1,117 @@
+"""The best next words on the fast path (plain: beam.NextWords).
+
+Beams share keys and values (tree.py); the prompts' logits, and the last layer's MLP, are computed at their last tokens
+only; and a frozen bf16 model on a CPU is packed, its vocabulary searched in two rounds (prepacked.py).
+
+Shapes as in beam.py; C width, n = 2 K words compared.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fast.loss import SHAPE_MULTIPLE
+from fast.prepacked import PrepackedLinear, TwoRounds, can_pack, largest
+from fast.training import exact_logits
+from fast.tree import BeamTree
+from gpt2 import GPT2, join_heads, split_heads
+
+
+class NextWords:
+    """As beam.NextWords, for a GPT2. A packed model (`pack`) is searched in two rounds."""
+
+    def __init__(self, model: GPT2, n: int, banned: tuple[int, ...], pad: int):
+        self.model, self.n, self.banned, self.pad = model, n, banned, pad
+        self.tree = BeamTree(room=4 * n)  # enough for 8 tokens of each of n / 2 beams; it grows
+
+    def of_prompts(self, prompts: list[list[int]]) -> tuple[Tensor, Tensor]:
+        """Read the prompts: log p and ids of the best first words, each [B, n]."""
+        device, B, S = self.model.wte.weight.device, len(prompts), max(map(len, prompts))
+        tokens = torch.tensor([prompt + [self.pad] * (S - len(prompt)) for prompt in prompts], device=device)  # [B, S]
+        self.lengths = torch.tensor(
+            [len(prompt) for prompt in prompts], device=device
+        )  # [B], tokens that a beam has read
+        self.steps, self.longest = 0, S
+        last = torch.arange(B, device=device) * S + self.lengths - 1  # the prompts' last tokens, among the B * S
+        x = hidden_states(self.model, tokens, self.tree, None, None, last)  # [B, C]
+        is_token = torch.arange(S, device=device) < self.lengths[:, None]  # [B, S]
+        self.visible = F.pad(is_token, (self.tree.length - S, 0), value=True)  # [B, S'], a prefix is seen by all
+        return self.best(x)
+
+    def of_beams(self, prompts: Tensor, beams: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Extend beams by a token each: log p and ids of the best words after it, each [R, n]. Arguments as in beam.py."""
+        B, K = beams.shape
+        self.tree.branch(prompts, beams)
+        self.lengths, self.visible = self.lengths[prompts] + 1, self.visible[prompts]
+        self.steps += 1
+        mask = None
+        if self.lengths.min() - self.steps < self.longest:  # some prompt is padded
+            produced = self.visible.new_ones(B, self.steps)
+            mask = torch.cat([self.visible, produced], dim=1).repeat_interleave(K, 0)[
+                :, None, None
+            ]  # [R, 1, 1, S' + n]
+        positions = (self.lengths - 1).repeat_interleave(K)[:, None]  # [R, 1]
+        x = hidden_states(self.model, tokens.view(-1, 1), self.tree, positions, mask)  # [R, 1, C]
+        return self.best(x.flatten(0, 1))
+
+    def best(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """log p and ids of the n best words given LayerNorm(x_L): [R, C] -> each [R, n], best first."""
+        V = self.model.config.vocab_size
+        if V - len(self.banned) < self.n:
+            raise ValueError(f"a vocabulary of {V} is too small for {self.n // 2} beams")
+        two_rounds = getattr(self.model, "two_rounds", None)
+        if two_rounds is not None:
+            return two_rounds(x, self.n, self.banned)
+        logits = exact_logits(x, self.model.wte.weight)  # [R, V]
+        # log p = logit - log z with z = sum exp(logits), on a CPU a few rows at a time, so that they stay in its cache.
+        parts = logits.split(16 if logits.device.type == "cpu" else len(logits))
+        log_z = torch.cat([rows.logsumexp(dim=-1, keepdim=True) for rows in parts])  # [R, 1]
+        logits[:, list(self.banned)] = -torch.inf
+        best, words = largest(logits, self.n)
+        return best - log_z, words
+
+
+def hidden_states(
+    model: GPT2,
+    tokens: Tensor,
+    tree: BeamTree,
+    positions: Tensor | None = None,
+    mask: Tensor | None = None,
+    last: Tensor | None = None,
+) -> Tensor:
+    """LayerNorm(x_L) of tokens [B, T], which are added to the tree: [B, T, C]; with `last`, indices into B * T, [M, C]."""
+    positions, mask = model.positions_and_mask(tokens, tree, positions, mask)
+    begins = tree.length == 0
+    x = model.wte(tokens) + model.wpe(positions)  # [B, T, C]
+    for layer, block in enumerate(model.h):
+        q, k, v = split_heads(block.attn.c_attn(block.ln_1(x)), model.config.n_head)  # each [B, H, T, D]
+        if begins and block.attn.kv_hook is not None:
+            k, v = block.attn.kv_hook(k, v)  # [B, H, E + T, D]
+        y = tree.attend(layer, q, k, v, mask)  # [B, H, T, D]
+        x = x + block.attn.c_proj(join_heads(y))
+        if last is not None and layer == len(model.h) - 1:
+            x = x.flatten(0, 1).index_select(0, F.pad(last, (0, -len(last) % SHAPE_MULTIPLE)))
+        x = x + block.mlp(block.ln_2(x))
+    x = model.ln_f(x)
+    return x if last is None else x[: len(last)]
+
+
+def pack(model: GPT2) -> GPT2:
+    """Prepare a frozen model for decoding only, in place; returns it.
+
+    It must be on a CPU with its projections in bf16 (`training.round_frozen`). Any other model is left unchanged, as is
+    one that is packed already, and every model where PyTorch cannot pack.
+    """
+    packed = getattr(model, "two_rounds", None) is not None
+    if (
+        packed
+        or model.wte.weight.device.type != "cpu"
+        or model.h[0].mlp.c_fc.weight.dtype != torch.bfloat16
+        or not can_pack()
+    ):
+        return model
+    for block in model.h:
+        block.attn.c_attn, block.attn.c_proj = PrepackedLinear(block.attn.c_attn), PrepackedLinear(block.attn.c_proj)
+        block.mlp = nn.Sequential(PrepackedLinear(block.mlp.c_fc, gelu=True), PrepackedLinear(block.mlp.c_proj))
+    model.two_rounds = TwoRounds(model.wte.weight)
+    return model

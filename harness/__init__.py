@@ -1,0 +1,14 @@
+"""The program around the method: what a script needs besides the mathematics.
+
+settings.py      the flags of the command line, and their defaults
+machine.py       device, number format, a description of the machine
+door.py          the one place that chooses between the plain path and fast/
+runs.py          a run's folder: its settings, its model, what it learned
+checkpoints.py   logs and checkpoints that survive a kill
+loop.py          what is hung on train.py's loop: logs, validation, checkpoints, signals
+ranks.py         several processes, one run (torchrun)
+files.py         errors in one sentence, atomic writes, locks
+download.py      downloads that resume and are verified
+safetensors.py   the safetensors format
+tensorflow.py    TensorFlow's checkpoint format
+"""

@@ -1,0 +1,71 @@
+"""The door to fast/: the one place that chooses between the plain path and the fast one.
+
+    engine = Engine(plain, device, dtype)
+    loss_of = engine.in_precision(engine.choose(train.summed_loss))
+
+The plain files offer functions, and fast/ has one of the same name, arguments and result for each. The method's files
+never import fast/.
+"""
+
+import functools
+from collections.abc import Callable
+
+from gpt2 import GPT2
+from harness.machine import autocast
+
+
+def start_process(plain: bool) -> None:
+    """Allocator settings for the whole process; a command line calls it once, at its start."""
+    if not plain:
+        import fast
+
+        fast.keep_freed_memory()
+
+
+class Engine:
+    """How a program computes: on the plain path or the fast one, on which device, in which number format.
+
+    plain   every computation by the plain files
+    device  "cpu", "cuda", "cuda:1", "mps"
+    dtype   "bf16" (under autocast) or "fp32"
+    """
+
+    def __init__(self, plain: bool, device: str, dtype: str):
+        self.plain, self.device, self.dtype = plain, device, dtype
+
+    def choose(self, plain_one: Callable) -> Callable:
+        """A function or class of the plain path, or its counterpart of the same name in fast/."""
+        if self.plain:
+            return plain_one
+        import fast  # here, so that --plain never loads it
+
+        return getattr(fast, plain_one.__name__)
+
+    def in_precision(self, function: Callable) -> Callable:
+        """The function, called in this number format."""
+
+        @functools.wraps(function)
+        def wrapper(*args, **kwargs):
+            with autocast(self.device, self.dtype):
+                return function(*args, **kwargs)
+
+        return wrapper
+
+    def to_device_and_freeze(self, model: GPT2, prefix=None) -> GPT2:
+        """Move GPT-2 to the device; with a prefix, freeze it and attach the prefix. Returns the model."""
+        model.to(self.device)
+        if prefix is not None:
+            prefix.to(self.device).attach(model.requires_grad_(False))
+        if self.dtype == "bf16" and not self.plain:
+            import fast
+
+            fast.round_frozen(model)  # the weights that are not trained
+        return model
+
+    def ready_to_decode(self, model: GPT2) -> GPT2:
+        """Prepare a frozen model for decoding, after which it cannot be trained. Returns the model."""
+        if self.plain:
+            return model
+        import fast
+
+        return fast.pack(model)

@@ -1,0 +1,264 @@
+"""What is hung on train.py's loop: data and model before it; logs, validation, checkpoints and signals after each step.
+
+A run can be killed at any moment. With --resume it continues from the last checkpoint to the same result, bit for bit on a
+CPU, because a checkpoint holds everything that the rest depends on: the learned weights, AdamW's moments, the step and the
+states of the random generators. The order of the examples is a function of seed and epoch alone.
+"""
+
+import hashlib
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+
+from beam import NextWords
+from e2e_data import Batch, Encoded, collate, encode, epoch_order, load_split, load_tokenizer
+from evaluate import decode
+from harness import ranks
+from harness.checkpoints import CsvLog, load_checkpoint, save_checkpoint
+from harness.files import InputError, lock_folder
+from harness.machine import describe_machine
+from harness.runs import check_context, open_folder, save_learned, start_model, trained_file, write_json
+from harness.settings import Settings
+from harness.signals import StopSignal
+
+LOG_COLUMNS = ("step", "epoch", "loss", "lr", "grad_norm", "tokens_per_s")
+VALID_COLUMNS = ("step", "epoch", "valid_loss", "seconds", "sample")
+
+
+class Run:
+    """One run: its data and model, and how far it has come. `n` counts finished steps.
+
+    evaluates   read the test data too: an error in them is better found now than after hours
+    Raises InputError for whatever is wrong with the input, before anything is written.
+    """
+
+    def __init__(self, settings: Settings, evaluates: bool = False):
+        self.settings = s = settings
+        self.engine = s.engine
+        self.tokenizer = load_tokenizer(s.model)
+        self.pad = self.tokenizer.eot_token
+        train_set, valid_set = (load_split(s.data, split) for split in ("train", "valid"))
+        test_set = load_split(s.data, "test") if evaluates else []
+        if s.train_examples is not None:
+            if s.train_examples > len(train_set):
+                raise InputError(f"--train_examples {s.train_examples}: there are only {len(train_set)}")
+            train_set = [train_set[i] for i in epoch_order(len(train_set), s.seed, -1)[: s.train_examples]]
+        self.sources = list(dict.fromkeys(example.source for example in valid_set))
+
+        self.model, self.prefix = start_model(s)
+        self.learned = self.model if self.prefix is None else self.prefix
+        room = self.model.config.n_positions - (s.prefix_len or 0)
+        self.train_set = encode(self.tokenizer, train_set, room, s.score_separator)
+        self.valid_set = encode(self.tokenizer, valid_set, room, s.score_separator)
+        check_context(s, self.model, [*self.sources, *(example.source for example in test_set)], self.tokenizer)
+
+        self.steps_per_epoch = math.ceil(len(self.train_set) / s.batch_size)
+        self.steps = s.max_steps or s.epochs * self.steps_per_epoch
+        if s.warmup_steps >= self.steps:
+            raise InputError(f"--warmup_steps {s.warmup_steps}: the run has only {self.steps} steps")
+        self.n = 0
+        self.valid_loss = self.best = math.inf
+        # Sums over the run: examples trained on, seconds of training and of validation. Sums since the last line of the
+        # log: loss in nats, scored tokens, tokens read, seconds. Checkpoints hold them: a run may take several sittings.
+        self.counts = dict.fromkeys(("examples", "training_s", "validation_s", "loss", "scored", "read", "log_s"), 0.0)
+
+    def choose(self, plain_one: Callable) -> Callable:
+        """A function of the plain path or its fast counterpart, called in the run's number format."""
+        return self.engine.in_precision(self.engine.choose(plain_one))
+
+    # ------------------------------------------------------------------- around the loop
+
+    @contextmanager
+    def opened(self, optimizer: torch.optim.Optimizer, loss_of: Callable, resume: bool):
+        """The block is the loop: before it, the folder, its lock and the checkpoint; after it, what was learned.
+
+        Raises KeyboardInterrupt after Ctrl-C, once the checkpoint is written.
+        """
+        self.optimizer, self.loss_of = optimizer, loss_of
+        self.folder = ranks.on_rank_0(open_folder, self.settings, resume)
+        if not (self.folder / "settings.json").exists():  # rank 0 has made it, but machines may have separate disks
+            raise InputError(
+                f"{self.folder} does not exist on every machine: name a folder on a shared disk with --out"
+            )
+        self.result = trained_file(self.folder, self.settings)
+        self.checkpoint = self.folder / "checkpoint.pt"
+        with ExitStack() as inside:
+            ranks.on_rank_0(inside.enter_context, lock_folder(self.folder, waits=False))
+            summary = self.folder / "summary.json"
+            finished = ranks.on_rank_0(lambda: self.result.exists() and summary.exists())
+            if finished:
+                print(f"{self.folder} has been trained already")
+                self.n = self.steps
+                yield
+                return
+            self._restore()
+            self.stop = inside.enter_context(StopSignal())
+            print(self._describe(), flush=True)
+            self.model.train(self.settings.dropout > 0)
+            yield
+            ranks.on_rank_0(self._finish)
+            if any(ranks.all_gather(self.stop.asked)):  # during the last step: training is done, evaluation can wait
+                raise KeyboardInterrupt
+
+    def steps_left(self) -> Iterator[int]:
+        """The steps from the last checkpoint to the end, 0 is the first. `after_step` counts them."""
+        while self.n < self.steps:
+            self._began = time.monotonic()
+            ranks.seed_noise(self.settings.seed, self.n)
+            yield self.n
+
+    def batches(self, examples: list[Encoded]) -> list[Batch]:
+        """A step's examples as --grad_accum batches on the device; of several ranks each takes its shard."""
+        mine = ranks.shard(examples)
+        size = max(1, math.ceil(len(mine) / self.settings.grad_accum))
+        pieces = [mine[start : start + size] for start in range(0, len(mine), size)]
+        return [collate(piece, self.pad).to(self.settings.device) for piece in pieces]
+
+    def after_step(self, examples: list[Encoded], loss: float, lr: float, norm: float) -> None:
+        """Count the step; log, validate and write a checkpoint when they are due.
+
+        loss  summed over this rank's batches, in nats
+        """
+        s = self.settings
+        loss = sum(ranks.all_gather(loss))
+        self._check_finite("loss", loss)
+        self._check_finite("gradient norm", norm)
+        self.n += 1
+        self._count(examples, loss, time.monotonic() - self._began)
+        last = self.n == self.steps
+        if self.n % s.log_every == 0 or last:
+            ranks.on_rank_0(self._log, lr, norm)
+        if self.n % (s.valid_every or self.steps_per_epoch) == 0 or last:
+            self._validate()
+        stopping = any(ranks.all_gather(self.stop.asked))
+        if (self.n % s.checkpoint_every == 0 or stopping) and not last:
+            state = {"n": self.n, "best": self.best, "counts": self.counts}
+            where = (self.checkpoint, self.learned, self.optimizer, self._fingerprint())
+            ranks.on_rank_0(lambda: save_checkpoint(*where, **state))
+        if stopping and not last:
+            print(f"checkpoint written at step {self.n} of {self.steps}", file=sys.stderr)
+            raise KeyboardInterrupt
+
+    # ------------------------------------------------------------------- its parts
+
+    def _restore(self) -> None:
+        """Continue from a checkpoint, if there is one, and open the logs."""
+        if ranks.on_rank_0(self.checkpoint.exists):
+            state = load_checkpoint(self.checkpoint, self.learned, self.optimizer, self._fingerprint())
+            self.n, self.best, self.counts = state["n"], state["best"], state["counts"]
+            print(f"resuming at step {self.n} of {self.steps}")
+        self.log = ranks.on_rank_0(CsvLog, self.folder / "log.csv", LOG_COLUMNS, self.n)
+        self.valid_log = ranks.on_rank_0(CsvLog, self.folder / "valid.csv", VALID_COLUMNS, self.n)
+
+    def _fingerprint(self) -> str:
+        """Changes when the training examples do."""
+        return hashlib.sha256(repr(self.train_set).encode()).hexdigest()
+
+    def _count(self, examples: list[Encoded], loss: float, seconds: float) -> None:
+        read = sum(len(ids) for ids, _ in examples)
+        step = {"examples": len(examples), "training_s": seconds, "loss": loss, "scored": scored_tokens(examples)}
+        for name, value in (step | {"read": read, "log_s": seconds}).items():
+            self.counts[name] += value
+
+    def _check_finite(self, what: str, value: float) -> None:
+        """End a run that has diverged, before a bad checkpoint replaces the last good one."""
+        if not math.isfinite(value):
+            lr = self.settings.lr
+            raise InputError(
+                f"the {what} is {value} after {self.n} steps: lower --lr (it is {lr:g}), with another --out"
+            )
+
+    def _log(self, lr: float, norm: float) -> None:
+        """A line in log.csv and on the screen. The loss is in nats a scored token in every mode, so curves compare."""
+        counts, epoch = self.counts, self.n / self.steps_per_epoch
+        loss, speed = counts["loss"] / counts["scored"], counts["read"] / counts["log_s"]
+        left = (self.steps - self.n) * (counts["training_s"] + counts["validation_s"]) / self.n
+        self.log.add(self.n, f"{epoch:.4f}", f"{loss:.6f}", f"{lr:.4e}", f"{norm:.4f}", f"{speed:.0f}")
+        where = f"step {self.n}/{self.steps}  epoch {epoch:.2f}  loss {loss:.4f}  lr {lr:.2e}  norm {norm:.2f}"
+        print(f"{where}  {speed:,.0f} tok/s  {hours(left)} left", flush=True)
+        counts |= dict.fromkeys(("loss", "scored", "read", "log_s"), 0.0)
+
+    def _validate(self) -> None:
+        """The loss on the validation set, and a generated sentence with its table: in valid.csv and on the screen."""
+        s, began = self.settings, time.monotonic()
+        self.model.eval()
+        self.valid_loss = validation_loss(self.model, self.valid_set, self.loss_of, self.pad, s.device)
+        self._check_finite("validation loss", self.valid_loss)
+        next_words = self.engine.choose(NextWords)
+        search = self.engine.in_precision(decode)
+        sample = search(self.model, self.tokenizer, self.sources[:1], **s.search, next_words=next_words)[0]
+        self.model.train(s.dropout > 0)
+        if s.keep == "best" and self.valid_loss < self.best:
+            ranks.on_rank_0(save_learned, self.model, self.prefix, self.result, s)
+        self.best = min(self.best, self.valid_loss)
+        self.counts["validation_s"] += time.monotonic() - began
+        seconds = self.counts["training_s"] + self.counts["validation_s"]
+        epoch = f"{self.n / self.steps_per_epoch:.4f}"
+        ranks.on_rank_0(self.valid_log.add, self.n, epoch, f"{self.valid_loss:.6f}", f"{seconds:.1f}", sample)
+        print(f"validation loss {self.valid_loss:.4f}\n  {self.sources[0]}\n  -> {sample}", flush=True)
+
+    def _finish(self) -> None:
+        """Write what was learned, and the run in numbers."""
+        s = self.settings
+        if s.keep == "last":
+            save_learned(self.model, self.prefix, self.result, s)
+        n_bytes, seconds = self.result.stat().st_size, self.counts["training_s"]
+        summary = {
+            "parameters": self._sizes(),
+            "bytes_on_disk": n_bytes,
+            "steps": self.steps,
+            "training_examples": len(self.train_set),
+            "training_seconds": round(seconds, 3),
+            "validation_seconds": round(self.counts["validation_s"], 3),
+            "examples_per_s": round(self.counts["examples"] / seconds, 2),
+            "valid_loss": self.valid_loss,
+            "best_valid_loss": self.best,
+            "machine": describe_machine(s.device, s.dtype),
+        }
+        write_json(self.folder / "summary.json", summary)
+        self.checkpoint.unlink(missing_ok=True)
+        print(f"trained in {hours(seconds)}; learned weights in {self.result} ({n_bytes:,} bytes)")
+
+    def _sizes(self) -> dict[str, int]:
+        """Numbers in GPT-2, numbers trained, and numbers stored for this task beside the shared GPT-2."""
+        stored = self.model if self.prefix is None else self.prefix.drop_mlp()
+        modules = {"gpt2": self.model, "trained": self.learned, "stored": stored}
+        return {name: sum(p.numel() for p in module.parameters()) for name, module in modules.items()}
+
+    def _describe(self) -> str:
+        """What is about to happen. The paper's "0.1 %" is what is stored, not what is trained with the MLP."""
+        s, size = self.settings, self._sizes()
+        what = f"all {size['gpt2']:,} weights of {s.model}"
+        if self.prefix is not None:
+            share = f"{100 * size['stored'] / size['gpt2']:.2f} % of {s.model}'s {size['gpt2']:,}"
+            what = f"{s.mode} of {s.prefix_len} positions: {size['stored']:,} numbers stored ({share}), "
+            what += f"{size['trained']:,} trained"
+        where = s.device if ranks.size() == 1 else f"{s.device}, {ranks.size()} processes"
+        how = f"{s.dtype} on {where}{', plain path' if s.plain else ''}"
+        return f"{what}\n{len(self.train_set):,} examples, {self.steps:,} steps of {s.batch_size}, {how}, into {s.out}"
+
+
+@torch.inference_mode()
+def validation_loss(
+    model, examples: list[Encoded], loss_of: Callable, pad: int, device: str, batch_size: int = 32
+) -> float:
+    """Mean loss over the scored tokens of all examples, in nats a token, of a model in evaluation mode."""
+    by_length = sorted(examples, key=lambda example: -len(example.ids))  # little padding; the largest batch comes first
+    total = 0.0
+    for start in ranks.shard(range(0, len(by_length), batch_size)):
+        total += loss_of(model, collate(by_length[start : start + batch_size], pad).to(device)).item()
+    return sum(ranks.all_gather(total)) / scored_tokens(examples)
+
+
+def scored_tokens(examples: list[Encoded]) -> int:
+    """Tokens that the loss counts."""
+    return sum(len(ids) - n_prompt for ids, n_prompt in examples)
+
+
+def hours(seconds: float) -> str:
+    """0:05:07"""
+    return f"{int(seconds) // 3600}:{int(seconds) // 60 % 60:02d}:{int(seconds) % 60:02d}"

@@ -1,0 +1,148 @@
+"""A run's folder, and the model that it starts and ends with.
+
+runs/NAME/settings.json        every flag, so that evaluation and --resume need not be told again
+          log.csv              step, epoch, loss, lr, grad_norm, tokens_per_s
+          valid.csv            step, epoch, valid_loss, seconds, sample: one generated sentence
+          checkpoint.pt        while unfinished: what --resume needs
+          prefix.safetensors   what was learned (model.safetensors after fine-tuning)
+          summary.json         parameters, seconds, machine
+          outputs.txt, scores.json, evaluation.json      from evaluate.py
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import torch
+
+from e2e_data import encode_prompt, shorten
+from gpt2 import GPT2
+from harness.files import InputError, read_text, write_atomic
+from harness.safetensors import write_safetensors
+from harness.settings import Settings, init_tokens
+from prefix import MODES, Prefix, load_prefix
+from weights import load_gpt2
+
+# ----------------------------------------------------------------------------- models
+
+
+def start_model(settings: Settings) -> tuple[GPT2, Prefix | None]:
+    """GPT-2 and the prefix attached to it (None: fine-tuning), before the first step."""
+    model = load_gpt2(settings.model, settings.weights, settings.dropout)
+    torch.manual_seed(settings.seed)
+    if settings.finetunes:
+        return settings.engine.to_device_and_freeze(model), None
+    mid_dim = 0 if settings.no_reparam else settings.mid_dim
+    prefix = MODES[settings.mode](model.config, settings.prefix_len, mid_dim)
+    if (words := init_tokens(settings)) is not None:
+        error = prefix.init_from_words(model.eval(), torch.tensor(words))
+        print(f"prefix initialised from {settings.init_text!r}, {len(words)} tokens (mean squared error {error:.4f})")
+    return settings.engine.to_device_and_freeze(model, prefix), prefix
+
+
+def trained_file(folder: Path, settings: Settings) -> Path:
+    """The file of what a run learned."""
+    return Path(folder) / ("model.safetensors" if settings.finetunes else "prefix.safetensors")
+
+
+def load_run(folder: str | Path, **changes) -> tuple[Settings, GPT2]:
+    """A finished run's settings (with `changes` such as beam_size=1) and its model, frozen, in evaluation mode.
+
+    Everything comes from the files: the frozen GPT-2, and what was learned. Device, dtype and path are this machine's
+    defaults, not those of training. Call the model inside `autocast(settings.device, settings.dtype)`.
+    """
+    folder = Path(folder)
+    here = {"out": str(folder), "device": "auto", "dtype": "auto", "plain": False}
+    settings = dataclasses.replace(load_settings(folder), **here | changes).resolve()
+    path = trained_file(folder, settings)
+    if not path.exists() or not (folder / "summary.json").exists():
+        raise InputError(f"{folder} has no finished {path.name}: resume its training with train.py … --resume")
+    if settings.finetunes:
+        model = load_gpt2(settings.model, str(path)).requires_grad_(False)
+        return settings, settings.engine.to_device_and_freeze(model).eval()
+    model = load_gpt2(settings.model, settings.weights)
+    prefix = load_prefix(path, model.config).requires_grad_(False)
+    if prefix.mode != settings.mode:
+        raise InputError(
+            f"{path} holds a {prefix.mode}, but the run's settings say {settings.mode}: the folder's files do not belong"
+            " together"
+        )
+    return settings, settings.engine.to_device_and_freeze(model, prefix).eval()
+
+
+def save_learned(model: GPT2, prefix: Prefix | None, path: Path, settings: Settings) -> None:
+    """Write what was learned: the prefix without P' and the MLP, or all of GPT-2's weights."""
+    about = {"mode": settings.mode, "model": settings.model}
+    if prefix is None:
+        write_safetensors(path, model.state_dict(), about)
+    else:
+        prefix.drop_mlp().save(path, about)
+
+
+# ----------------------------------------------------------------------------- the folder
+
+# What may change when a run is resumed: it does not change what is learned, and is not needed later.
+FREE = ("out", "device", "log_every", "checkpoint_every")
+
+
+def open_folder(settings: Settings, resume: bool) -> Path:
+    """Create the run's folder, or resume in it. Raises InputError where another run is: nothing is overwritten."""
+    folder = Path(settings.out)
+    path = folder / "settings.json"
+    if not path.exists():
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise InputError(f"{folder} exists and is not a run: choose another --out")
+        write_json(path, dataclasses.asdict(settings))
+        return folder
+    before, now = dataclasses.asdict(load_settings(folder)), dataclasses.asdict(settings)
+    others = [name for name in now if name not in FREE and before[name] != now[name]]
+    if others:
+        differ = ", ".join(f"--{name} {before[name]}, not {now[name]}" for name in others)
+        raise InputError(f"{folder} was begun with {differ}: resume it with the same flags, or choose another --out")
+    if not resume:
+        raise InputError(f"{folder} holds this run already: resume it with --resume, or choose another --out")
+    return folder
+
+
+def load_settings(folder: Path) -> Settings:
+    """The settings that a run was begun with."""
+    path = Path(folder) / "settings.json"
+    if not path.exists():
+        raise InputError(f"{folder} is not a run: it has no settings.json")
+    try:
+        settings = Settings(**json.loads(read_text(path)))
+        for field in dataclasses.fields(Settings):
+            value, kind, choices = getattr(settings, field.name), field.metadata["type"], field.metadata["choices"]
+            kinds = (kind, type(field.default), int if kind is float else kind)  # JSON may write 1.0 as 1
+            if not isinstance(value, kinds) or (choices and value not in (None, *choices)):
+                raise ValueError(f"{field.name} is {value!r}")
+        return settings
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not a run's settings ({error}): restore it as train.py wrote it") from None
+
+
+def to_json(content: dict) -> str:
+    """The text of our JSON files."""
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+
+
+def write_json(path: Path, content: dict) -> None:
+    """Write a JSON file atomically."""
+    with write_atomic(path) as file:
+        file.write(to_json(content))
+
+
+def check_context(settings: Settings, model: GPT2, sources: list[str], tokenizer) -> None:
+    """Raise InputError when the longest table and its text exceed the context, or the beam exceeds the vocabulary."""
+    longest, source = max((len(encode_prompt(tokenizer, source)), source) for source in sources)
+    need = longest + settings.max_new_tokens + (settings.prefix_len or 0)
+    if need > model.config.n_positions:
+        raise InputError(
+            f"the table {shorten(source)}, {longest} tokens, {settings.max_new_tokens} new ones and the prefix need"
+            f" {need} positions, but the model has {model.config.n_positions}: lower --max_new_tokens or --prefix_len,"
+            " or shorten the table"
+        )
+    if 2 * settings.beam_size > model.config.vocab_size - 2:  # two candidates a beam; two newline tokens are banned
+        raise InputError(
+            f"--beam_size {settings.beam_size} is too large for {model.config.vocab_size} tokens: lower it"
+        )

@@ -1,0 +1,202 @@
+"""The settings of a run, which are the flags of the command line.
+
+The defaults are the paper's settings for E2E: what `python train.py` does without flags. Where the paper's prefix-tuning
+and fine-tuning differ, or the machine decides, the default is None or "auto", and `Settings.resolve` fills it in.
+"""
+
+import argparse
+import dataclasses
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from beam import LENGTH_NORMS
+from e2e_data import load_tokenizer
+from gpt2 import CONFIGS
+from harness.door import Engine
+from harness.files import InputError
+from harness.machine import pick_device, pick_dtype
+from prefix import MODES
+
+SEARCH = ("beam_size", "length_norm", "max_new_tokens")  # the settings of decoding
+
+
+def flag(default, help: str, choices: tuple = (), kind: type | None = None):
+    """A field of Settings that is also a command-line flag. kind: its type if the default is None."""
+    return dataclasses.field(
+        default=default, metadata={"help": help, "choices": choices or None, "type": kind or type(default)}
+    )
+
+
+@dataclass
+class Settings:
+    """Everything that determines a run's result, and where it goes. `resolve` fills in what depends on the mode."""
+
+    # what is learned
+    mode: str = flag("prefix", "what is learned", (*MODES, "finetune"))
+    prefix_len: int | None = flag(
+        None, "P, positions of the prefix (default: 5, or the words of --init_text)", kind=int
+    )
+    mid_dim: int = flag(512, "width of the MLP that computes the prefix during training")
+    no_reparam: bool = flag(False, "learn the activations directly, without the MLP")
+    init_text: str | None = flag(
+        None, "start from the activations of these words, e.g. 'table-to-text:' (low data)", kind=str
+    )
+    # the frozen model, and the data
+    model: str = flag("gpt2", f"{', '.join(CONFIGS)}, mini (in this repository), or a folder with config.json")
+    weights: str | None = flag(
+        None, "a local .safetensors or TensorFlow checkpoint; 'random': untrained (default: download)", kind=str
+    )
+    data: str | None = flag(None, "folder with the data, text or CSV; mini: the sample tables in this repository"
+                            " (default: the paper's E2E files, downloaded)", kind=str)  # fmt: skip
+    train_examples: int | None = flag(None, "train on this many examples only, drawn by --seed (low data)", kind=int)
+    # optimisation: AdamW, linear decay to 0
+    lr: float | None = flag(None, "learning rate (default: 8e-5, fine-tuning 5e-5; for mini 1e-3)", kind=float)
+    epochs: int = flag(5, "passes over the training data")
+    max_steps: int | None = flag(None, "steps; overrides --epochs", kind=int)
+    batch_size: int = flag(10, "examples per step, over all processes")
+    grad_accum: int = flag(1, "compute a batch in this many pieces: the same step with less memory")
+    warmup_steps: int = flag(0, "steps over which the learning rate rises from 0")
+    weight_decay: float = flag(0.0, "AdamW's weight decay")
+    clip: float = flag(1.0, "maximum gradient norm; 0: no clipping")
+    dropout: float | None = flag(None, "GPT-2's dropout during training (default: 0, fine-tuning 0.1)", kind=float)
+    loss: str | None = flag(None, "sum over a sentence's tokens then mean, or mean over tokens (default: sentence, fine-tuning token)",
+                            ("sentence", "token"), kind=str)  # fmt: skip
+    score_separator: bool = flag(False, "count the separator in the loss too (the poster)")
+    seed: int = flag(101, "of initialisation, order and dropout")
+    keep: str = flag("last", "keep the last weights, or those with the best validation loss", ("last", "best"))
+    # decoding
+    beam_size: int = flag(5, "hypotheses kept; 1 is greedy")
+    length_norm: str = flag(
+        "total", "a text's log-probability is divided by: prompt + text (the paper), text (libraries), 1", LENGTH_NORMS
+    )
+    max_new_tokens: int = flag(100, "longest text generated")
+    # where and how
+    out: str | None = flag(None, "the run's folder (default: runs/MODEL-MODE and so on)", kind=str)
+    device: str = flag("auto", "cpu, cuda, mps (auto: cuda if there is one)")
+    dtype: str = flag("auto", "bf16 or fp32 products (auto: bf16 if the hardware has it)", ("auto", "bf16", "fp32"))
+    plain: bool = flag(False, "compute everything by the plain files, without fast/: slower, the same up to rounding")
+    log_every: int = flag(50, "steps between lines of log.csv")
+    valid_every: int = flag(0, "steps between validations (0: after each epoch)")
+    checkpoint_every: int = flag(500, "steps between checkpoints")
+
+    @property
+    def finetunes(self) -> bool:
+        """Are all of GPT-2's weights trained?"""
+        return self.mode == "finetune"
+
+    @property
+    def engine(self) -> Engine:
+        """How to compute; for resolved settings."""
+        return Engine(self.plain, self.device, self.dtype)
+
+    @property
+    def search(self) -> dict:
+        """The settings of decoding, by name."""
+        return {name: getattr(self, name) for name in SEARCH}
+
+    def resolve(self) -> "Settings":
+        """Check the numbers and fill in the defaults that depend on the mode. Raises InputError."""
+        new = dataclasses.replace(self)
+        for name in ("epochs", "batch_size", "grad_accum", "log_every", "checkpoint_every", "beam_size", "max_new_tokens",
+                     "prefix_len", "max_steps", "train_examples", "mid_dim"):  # fmt: skip
+            value = getattr(new, name)
+            if value is not None and value < 1:
+                raise InputError(f"--{name} {value}: must be at least 1")
+        for name in ("lr", "clip", "dropout", "weight_decay", "warmup_steps", "valid_every", "seed"):
+            value = getattr(new, name)
+            if value is not None and not 0 <= value < float("inf"):
+                raise InputError(f"--{name} {value}: must be 0 or more")
+        if new.seed >= 2**64:
+            raise InputError(f"--seed {new.seed}: must be below 2**64")
+        if new.dropout is not None and new.dropout >= 1:
+            raise InputError(f"--dropout {new.dropout}: must be below 1")
+        if new.init_text is not None and new.finetunes:
+            raise InputError("--init_text needs a mode with a prefix: fine-tuning has none")
+        if new.finetunes and (new.prefix_len is not None or new.no_reparam):
+            raise InputError("--prefix_len and --no_reparam need a mode with a prefix: fine-tuning has none")
+        if new.init_text is not None and not new.init_text.strip():
+            raise InputError("--init_text is empty: name some words, e.g. 'table-to-text:'")
+        new.prefix_len = resolve_prefix_len(new)
+        new.lr = new.lr if new.lr is not None else RATES.get(new.model, PAPER_RATES)[new.finetunes]
+        new.dropout = new.dropout if new.dropout is not None else (0.1 if new.finetunes else 0.0)
+        new.loss = new.loss or ("token" if new.finetunes else "sentence")
+        new.device = pick_device(new.device)
+        new.dtype = pick_dtype(new.dtype, new.device)
+        new.out = new.out or default_folder(self, new.prefix_len)
+        for name in ("model", "weights", "data"):  # a run must find them from any working directory
+            path = getattr(new, name)
+            if path not in (None, "mini", *CONFIGS) and os.path.exists(path):
+                setattr(new, name, os.path.abspath(path))
+        return new
+
+
+def init_tokens(s: Settings) -> list[int] | None:
+    """The tokens of --init_text, with the leading space that they would have inside a text."""
+    return None if s.init_text is None else load_tokenizer(s.model).encode_ordinary(" " + s.init_text.strip())
+
+
+def resolve_prefix_len(s: Settings) -> int | None:
+    """P: as given, or one position for each token of --init_text, or 5. None without a prefix."""
+    if s.finetunes:
+        return None
+    words = init_tokens(s)
+    if words is None:
+        return s.prefix_len if s.prefix_len is not None else 5
+    if s.prefix_len not in (None, len(words)):
+        raise InputError(
+            f"--prefix_len {s.prefix_len}, but --init_text {s.init_text!r} has {len(words)} tokens: leave --prefix_len out"
+        )
+    return len(words)
+
+
+# Learning rates (of a prefix, of fine-tuning): the paper's, and higher ones for a model 20 times smaller (mini/README.md).
+PAPER_RATES = (8e-5, 5e-5)
+RATES = {"mini": (1e-3, 1e-3)}
+
+# Not part of a run's name: it is in it already, or does not change what is learned.
+NOT_IN_NAME = ("mode", "model", "prefix_len", "out", "device", "log_every", "checkpoint_every", "beam_size", "length_norm",
+               "max_new_tokens")  # fmt: skip
+
+
+def default_folder(given: Settings, prefix_len: int | None) -> str:
+    """runs/gpt2-prefix5, runs/gpt2-finetune-seed7, ...: the name has every flag that was given and changes the result."""
+    parts = [Path(given.model).resolve().name, given.mode + ("" if prefix_len is None else str(prefix_len))]
+    for field in dataclasses.fields(given):
+        value = getattr(given, field.name)
+        if field.name in NOT_IN_NAME or value == field.default:
+            continue
+        text = Path(value).resolve().name if field.name in ("data", "weights") else str(value)
+        text = (
+            "" if value is True else "_" + re.sub(r"[^\w.]+", "_", text).strip("_") if isinstance(value, str) else text
+        )
+        parts.append(field.name + text)
+    return "runs/" + "-".join(parts)
+
+
+def add_flags(
+    parser: argparse.ArgumentParser, names: tuple[str, ...] | None = None, default: str | None = None
+) -> None:
+    """The fields of Settings (all, or these) as flags; a flag that is not given is absent from the result.
+
+    default    the help's word for the default, in place of the training's own
+    """
+    for field in dataclasses.fields(Settings):
+        if names is not None and field.name not in names:
+            continue
+        about, help = field.metadata, field.metadata["help"]
+        if default is not None:
+            help = re.sub(r" \(default: .*\)$", "", help) + f" (default: {default})"
+        elif field.default is not None and field.default is not False and "(default" not in help:
+            help += f" (default: {field.default})"
+        options = {"help": help.replace("%", "%%")}
+        if about["type"] is bool:
+            options["action"] = "store_true"
+        else:
+            options |= {
+                "type": about["type"],
+                "choices": about["choices"],
+                "metavar": None if about["choices"] else field.name.upper(),
+            }
+        parser.add_argument(f"--{field.name}", default=argparse.SUPPRESS, **options)
