@@ -93,8 +93,8 @@ class Search:
     def length(self, n: int, norm: str, with_end: bool = True) -> int:
         """The divisor of a sum of n log-probabilities.
 
-        "total" leaves out the end token, as the paper's code does; "output" counts it, as today's libraries do. A running
-        hypothesis is measured as if it ended now, as both do.
+        "total" leaves out the end token, as the paper's code does; "output" counts it, as today's libraries do. A
+        running hypothesis is measured as if it ended now, as both do.
         """
         if norm == "total":
             return self.prompt_len + (n - 1 if with_end else n)
@@ -159,14 +159,10 @@ def beam_search(
         totals = (scores.view(-1, 1) + log_p).view(len(active), -1)  # [B, beams * 2 K]
         best, order = totals.topk(2 * K)  # [B, 2 K], best first
         tokens = words.view(len(active), -1).gather(1, order)  # [B, 2 K]
-        candidates = zip(
-            *(x.tolist() for x in (best, order // (2 * K), tokens))
-        )  # of each prompt: scores, beams, tokens
-        kept = [
-            search.advance(zip(*row), n, n == max_new_tokens, end, K, length_norm)
-            for search, row in zip(active, candidates)
-        ]
-        for search, survivors in zip(active, kept):
+        kept = []  # of each prompt, the K hypotheses that survive
+        for search, *row in zip(active, best.tolist(), (order // (2 * K)).tolist(), tokens.tolist()):
+            survivors = search.advance(zip(*row), n, n == max_new_tokens, end, K, length_norm)
+            kept.append(survivors)
             if not survivors:
                 results[search.index] = search.ended[0][1]
         going_on = [b for b, survivors in enumerate(kept) if survivors]

@@ -4,11 +4,12 @@
 
 The paper's files hold one example a line, `source||target`:
 
-    name : Blue Spice | Type : coffee shop | area : city centre||A coffee shop in the city centre area called Blue Spice .
+    name : Blue Spice | Type : pub | area : riverside||Blue Spice is a pub in the riverside area .
 
-The official release is CSV, `mr,ref`, with a table such as `name[Blue Spice], eatType[coffee shop]`; it is converted to
+The official release is CSV, `mr,ref`, with a table like `name[Blue Spice], eatType[coffee shop]`; it is converted to
 the same source string. Its sentences are kept as they are. They are not tokenised ("family-friendly." where the paper's
-files have "family - friendly ."), which moves BLEU by points, so scores on the two kinds of references are not comparable.
+files have "family - friendly ."), which moves BLEU by points, so scores on the two kinds of references are not
+comparable.
 
 GPT-2 reads (section 6.3; <|endoftext|> is the separator and the end token):
 
@@ -161,14 +162,16 @@ def read_csv(path: Path) -> Iterator[Example]:
                 raise InputError(f"{path}, line {reader.line_num}: {error}") from None
     except csv.Error as error:
         raise InputError(
-            f"{path}, line {reader.line_num}: not CSV ({error}); close each quote, or fetch the file again if it is cut short"
+            f"{path}, line {reader.line_num}: not CSV ({error});"
+            " close each quote, or fetch the file again if it is cut short"
         ) from None
 
 
 def linearise(table: str) -> str:
     """`name[Blue Spice], eatType[pub]` -> `name : Blue Spice | Type : pub`.
 
-    The fields are put into the paper's order; fields that E2E does not have keep their names and come last. Prices are spaced as the paper's files space them, "£20-25" -> "£ 20 - 25".
+    The fields are put into the paper's order; fields that E2E does not have keep their names and come last. Prices are
+    spaced as the paper's files space them, "£20-25" -> "£ 20 - 25".
     Raises ValueError for text that is not such a table.
     """
     if not re.fullmatch(r"\s*[^\[\],]+\[[^\[\]]*\](\s*,\s*[^\[\],]+\[[^\[\]]*\])*\s*", table):
@@ -222,7 +225,8 @@ def published_tokenizer() -> tiktoken.Encoding:
     except (OSError, ValueError) as error:  # no network (requests' errors are OSErrors), no permission, a damaged file
         raise InputError(
             f"GPT-2's vocabulary is not available ({type(error).__name__}): connect to the network once,"
-            f" or set TIKTOKEN_CACHE_DIR (now {os.environ['TIKTOKEN_CACHE_DIR']}) to a folder that holds tiktoken's copy. {OFFLINE}"
+            f" or set TIKTOKEN_CACHE_DIR (now {os.environ['TIKTOKEN_CACHE_DIR']}) to a folder that holds"
+            f" tiktoken's copy. {OFFLINE}"
         ) from None
 
 
@@ -314,7 +318,7 @@ class Batch(NamedTuple):
 
 
 def collate(examples: list[Encoded], pad: int) -> Batch:
-    """Stack encoded examples. Padding needs no mask: it is on the right, where causality hides it from all other tokens."""
+    """Stack encoded examples, padded on the right, where causal attention hides the padding without a mask."""
     T = max(len(ids) for ids, _ in examples)
     tokens = [ids + [pad] * (T - len(ids)) for ids, _ in examples]
     labels = [[IGNORED] * n_prompt + ids[n_prompt:] + [IGNORED] * (T - len(ids)) for ids, n_prompt in examples]

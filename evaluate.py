@@ -4,8 +4,8 @@
     python evaluate.py --run runs/gpt2-prefix5 --table "name : Blue Spice | area : riverside"      one sentence
     python evaluate.py --hyp outputs.txt --ref src1_test.txt      score any outputs against any references
 
-Each distinct table is decoded once and scored against all of its reference sentences. The generated text is used as it is,
-but for its white space: a run of it becomes one space, and none is left at the ends.
+Each distinct table is decoded once and scored against all of its reference sentences. The generated text is used as it
+is, but for its white space: a run of it becomes one space, and none is left at the ends.
 """
 
 import argparse
@@ -114,7 +114,7 @@ def decode(
 
 
 def decode_with(engine: Engine, model: GPT2, tokenizer: tiktoken.Encoding, sources: list[str], **options) -> list[str]:
-    """`decode` on the engine's path, in its number format. The model is prepared for decoding and cannot be trained after."""
+    """`decode` on the engine's path, in its number format. The model is prepared for decoding only."""
     search = engine.in_precision(decode)
     next_words = engine.choose(NextWords)
     return search(engine.ready_to_decode(model), tokenizer, sources, next_words=next_words, **options)
@@ -136,7 +136,8 @@ def evaluate_run(folder: str | Path, batch_size: int = 64, split: str = "test", 
     settings, model = load_run(folder, **changes)
     tokenizer = load_tokenizer(settings.model)
     groups = group_references(load_split(settings.data, split))
-    check_context(settings, model, list(groups), tokenizer)
+    limits = settings.prefix_len, settings.beam_size, settings.max_new_tokens
+    check_context(model.config, tokenizer, list(groups), *limits)
     began = time.monotonic()
     outputs = decode_with(
         settings.engine, model, tokenizer, list(groups), **settings.search, batch_size=batch_size, show=True
@@ -178,7 +179,8 @@ def generate(folder: str | Path, table: str, **changes) -> str:
             table = linearise(table)
         except ValueError as error:
             raise InputError(f"--table: {error}") from None
-    check_context(settings, model, [table], tokenizer)
+    limits = settings.prefix_len, settings.beam_size, settings.max_new_tokens
+    check_context(model.config, tokenizer, [table], *limits)
     return decode_with(settings.engine, model, tokenizer, [table], **settings.search)[0]
 
 
@@ -190,8 +192,8 @@ def score_files(
 ) -> dict[str, float]:
     """Score outputs against references, in any of the formats of metrics/read.py.
 
-    Writes the scores to `scores` (default: scores.json beside the outputs) unless that file holds others, and, if asked, a
-    table with a line for each output to `segments`.
+    Writes the scores to `scores` (default: scores.json beside the outputs) unless that file holds others, and, if
+    asked, a table with a line for each output to `segments`.
     """
     scores = scores or hyp.parent / "scores.json"
     for flag, path in (("segments", segments), ("scores", scores)):

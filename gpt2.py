@@ -96,7 +96,8 @@ class Attention(nn.Module):
         self.c_attn = Projection(config.n_embd, 3 * config.n_embd)  # q, k and v in one product
         self.c_proj = Projection(config.n_embd, config.n_embd)
         self.dropout = nn.Dropout(dropout)
-        # Called once, where a sequence begins, with k, v [B, H, T, D]; returns the k, v [B, H, E + T, D] to use instead.
+        # Called once, where a sequence begins, with k, v [B, H, T, D]; returns the k, v [B, H, E + T, D] to use
+        # instead.
         self.kv_hook: KVHook | None = None
 
     def forward(self, x: Tensor, mask: Tensor | None, cache: KVCache | None) -> Tensor:

@@ -41,7 +41,7 @@ from harness.safetensors import read_safetensors, write_safetensors
 
 
 class PrefixNetwork(nn.Module):
-    """P learned rows of n_out numbers: the output of an MLP (mid_dim > 0), or the parameters themselves (mid_dim = 0)."""
+    """P learned rows of n_out numbers: the output of an MLP (mid_dim > 0), or free parameters (mid_dim = 0)."""
 
     def __init__(self, prefix_len: int, n_embd: int, n_out: int, mid_dim: int):
         super().__init__()
@@ -122,7 +122,8 @@ class Prefix(nn.Module):
         """Raise ValueError when the prefix and tokens [B, T] exceed the context."""
         if self.prefix_len + tokens.size(1) > self.config.n_positions:
             raise ValueError(
-                f"a prefix of {self.prefix_len} and {tokens.size(1)} tokens do not fit into {self.config.n_positions} positions"
+                f"a prefix of {self.prefix_len} and {tokens.size(1)} tokens do not fit into"
+                f" {self.config.n_positions} positions"
             )
 
     def attach(self, model: GPT2) -> "Prefix":
@@ -193,7 +194,7 @@ class Prefix(nn.Module):
 
     @classmethod
     def of_rows(cls, config: GPT2Config, rows: Tensor) -> "Prefix":
-        """A prefix with the given rows [P, row_size]. Draws no random numbers, so a resumed run's stream is unchanged."""
+        """A prefix of given rows [P, row_size]. Draws no random numbers, so a resumed run's stream is unchanged."""
         with torch.device("meta"):
             prefix = cls(config, len(rows), mid_dim=0)
         prefix.rows.direct = nn.Parameter(rows)
@@ -213,8 +214,8 @@ class Infix(Prefix):
     """The same activations between table and text: only the text attends to them.
 
     Attention does not depend on the order of the keys, so they can stay in front in memory. What makes them an infix is
-    the mask and the positions: the table's tokens are at 0 .. S - 1, the infix at S .. S + P - 1, the text after it. The
-    separator, the vocabulary's last id, counts as text, because the first word of the text is predicted from it.
+    the mask and the positions: the table's tokens are at 0 .. S - 1, the infix at S .. S + P - 1, the text after it.
+    The separator, the vocabulary's last id, counts as text, because the first word of the text is predicted from it.
     """
 
     mode = "infix"
@@ -301,7 +302,7 @@ def load_prefix(path: Path, config: GPT2Config) -> Prefix:
     fits = metadata.get("made_for") == shape_of(config) and values.dim() == 2
     if not fits or values.size(1) != MODES[mode].row_size(config):
         raise InputError(
-            f"{path} was made for {metadata.get('made_for')}, but this model has {shape_of(config)}: use the model it was"
-            " trained with"
+            f"{path} was made for {metadata.get('made_for')}, but this model has {shape_of(config)}:"
+            " use the model it was trained with"
         )
     return MODES[mode].of_rows(config, values.float().clone())

@@ -11,8 +11,8 @@ A prefix's loss is summed over each sentence and averaged over the batch; fine-t
 gradient norm clipped at 1, learning rate decaying linearly to 0; harness/settings.py has the defaults.
 
 This file is the method: the loss of a batch, one step, the loop. What a program needs besides (data, flags, logs,
-validation, checkpoints, signals, several processes) is in harness/loop.py. harness/door.py replaces the functions here by
-faster ones that give the same numbers; with --plain they are used as they stand.
+validation, checkpoints, signals, several processes) is in harness/loop.py. harness/door.py replaces the functions here
+by faster ones that give the same numbers; with --plain they are used as they stand.
 """
 
 import argparse
@@ -43,7 +43,7 @@ def summed_loss(model: GPT2, batch: Batch) -> torch.Tensor:
 
 
 def learning_rate(peak: float, step: int, steps: int, warmup_steps: int = 0) -> float:
-    """Of step `step` of `steps`, 0 is the first: rises linearly over the warm-up, then falls linearly, to 0 after the last."""
+    """Of step `step`, 0 is the first: rises linearly over the warm-up, then falls linearly, to 0 after the last."""
     if step < warmup_steps:
         return peak * step / warmup_steps
     return peak * (steps - step) / max(1, steps - warmup_steps)

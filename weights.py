@@ -1,7 +1,7 @@
 """OpenAI's GPT-2 weights: where to find them, and how a checkpoint becomes a model.
 
-A checkpoint's names and shapes are gpt2.py's own (`h.0.attn.c_attn.weight`), so loading is a copy, key by key, with every
-shape checked. The two file formats are read in harness/safetensors.py (the Hugging Face hub's copy) and
+A checkpoint's names and shapes are gpt2.py's own (`h.0.attn.c_attn.weight`), so loading is a copy, key by key, with
+every shape checked. The two file formats are read in harness/safetensors.py (the Hugging Face hub's copy) and
 harness/tensorflow.py (OpenAI's own release).
 """
 
@@ -23,8 +23,10 @@ OPENAI = "https://openaipublic.blob.core.windows.net/gpt-2/models/{size}/{file}"
 OPENAI_SIZES = {"gpt2": "124M", "gpt2-medium": "355M", "gpt2-large": "774M", "gpt2-xl": "1558M"}
 TF_FILES = ("model.ckpt.index", "model.ckpt.data-00000-of-00001")
 # A config.json that states other values describes a model with GPT-2's names and shapes that computes something else.
-FIXED = {"model_type": "gpt2", "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5, "scale_attn_weights": True,
-         "scale_attn_by_inverse_layer_idx": False}  # fmt: skip
+FIXED = {
+    "model_type": "gpt2", "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5,
+    "scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False,
+}  # fmt: skip
 
 
 # ----------------------------------------------------------------------------- a model from files
@@ -46,9 +48,8 @@ def load_gpt2(name: str, weights: str | None = None, dropout: float = 0.0) -> GP
     check_shapes(tensors, config, name, path)
     with torch.device("meta"):  # allocate nothing: every weight is about to be assigned
         model = GPT2(config, dropout)
-    own = {
-        key: tensor.to(torch.float32, copy=True) for key, tensor in tensors.items()
-    }  # copies, not views of the memory-mapped file
+    # Copies: read_safetensors returns views of the memory-mapped file.
+    own = {key: tensor.to(torch.float32, copy=True) for key, tensor in tensors.items()}
     model.load_state_dict(own, assign=True)
     return model.requires_grad_(True)
 
@@ -76,7 +77,8 @@ def load_config(name: str) -> GPT2Config:
         return GPT2Config(*numbers)
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise InputError(
-            f"{path} is not a GPT-2 configuration ({error}): it must state n_layer, n_head, n_embd, n_positions and vocab_size"
+            f"{path} is not a GPT-2 configuration ({error}):"
+            " it must state n_layer, n_head, n_embd, n_positions and vocab_size"
         ) from None
 
 
@@ -154,13 +156,10 @@ def check_shapes(tensors: dict[str, Tensor], config: GPT2Config, name: str, path
     """Raise InputError unless the file has exactly the model's tensors, with their shapes."""
     with torch.device("meta"):
         expected = {key: tuple(tensor.shape) for key, tensor in GPT2(config).state_dict().items()}
+    wte = tuple(tensors["wte.weight"].shape) if "wte.weight" in tensors else None
     hint = ""
     for other, its in CONFIGS.items():
-        if (
-            other != name
-            and "wte.weight" in tensors
-            and tuple(tensors["wte.weight"].shape) == (its.vocab_size, its.n_embd)
-        ):
+        if other != name and wte == (its.vocab_size, its.n_embd):
             hint = f"; it looks like {other}: use --model {other}"
     for key, shape in expected.items():
         if key not in tensors:

@@ -1,8 +1,8 @@
-"""What training.py and decoding.py share: each side of a comparison in a process of its own, the peer's model, E2E's lengths.
+"""What training.py and decoding.py share: contenders in processes of their own, the peer's model, E2E's lengths.
 
-The contenders live from the first round to the last and work in turn, one at a time: whatever slows the machine down for
-a while falls on all of them, and each one's peak memory is its own. A ratio is taken within each round; its median is
-stated, and from where to where it went.
+The contenders live from the first round to the last and work in turn, one at a time. Whatever slows the machine for a
+while slows all of them, and each one's peak memory is its own. A ratio is taken within each round; the report gives its
+median and its extremes.
 """
 
 import importlib.metadata
@@ -23,14 +23,14 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-import torch  # noqa: E402 (the imports below are found through the line above)
+import torch
 
-from e2e_data import Encoded  # noqa: E402
-from harness.files import InputError  # noqa: E402
-from gpt2 import CONFIGS, GPT2  # noqa: E402
-from prefix import Prefix  # noqa: E402
-from harness.settings import Settings  # noqa: E402
-from harness.machine import describe_machine  # noqa: E402
+from e2e_data import Encoded  # found through the line above, as are the next ones
+from gpt2 import CONFIGS, GPT2
+from harness.files import InputError
+from harness.machine import describe_machine
+from harness.settings import Settings
+from prefix import Prefix
 
 PACKAGES = ("transformers", "peft")
 
@@ -39,38 +39,38 @@ PACKAGES = ("transformers", "peft")
 
 
 class Contender:
-    """An object that lives in another process; `call` runs one of its methods there and measures it."""
+    """An object in another process. `call` runs one of its methods there and measures it."""
 
     def __init__(self, make, *arguments, device: str):
-        """Starts building make(*arguments) over there and does not wait for it: the first call does, and raises what went wrong."""
-        context = multiprocessing.get_context("spawn")  # a new Python: nothing of this process' memory is in its peak
+        """Start building make(*arguments) in the other process. The first call waits for it, and raises its error."""
+        context = multiprocessing.get_context("spawn")  # a new Python, so its peak holds no memory of this process
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(target=serve, args=(theirs, device, make, arguments), daemon=True)
         self.process.start()
         theirs.close()
 
     def call(self, method: str, *arguments) -> dict:
-        """{"result", "seconds", "megabytes"}: what the method returned, the time it took, and the peak of memory meanwhile."""
+        """{"result", "seconds", "megabytes"}: the method's result, its time, and the peak memory while it ran."""
         try:
-            with suppress(BrokenPipeError):  # it has ended: its last word, the reason, can still be read
+            with suppress(BrokenPipeError):  # if it has ended, the error that it sent last can still be read
                 self.pipe.send((method, arguments))
             answer = self.pipe.recv()
         except (EOFError, OSError):
             raise InputError(
-                "a contender was ended from outside, most likely for want of memory: choose fewer --modes"
+                "a contender's process was killed, most likely for lack of memory: choose fewer --modes"
             ) from None
         if isinstance(answer, BaseException):
             raise answer
         return answer
 
     def end(self) -> None:
-        """Give its memory back."""
+        """End the process, which releases its memory."""
         self.pipe.close()
         self.process.join()
 
 
 def serve(pipe, device: str, make, arguments: tuple) -> None:
-    """The other process: make the object, then do as told until nobody is there any more."""
+    """The other process: make the object, then run methods until the pipe is closed."""
     with suppress(EOFError, BrokenPipeError, KeyboardInterrupt):
         try:
             contender = make(*arguments)
@@ -87,11 +87,10 @@ def serve(pipe, device: str, make, arguments: tuple) -> None:
 
 
 def measure(method, arguments: tuple, device: str) -> dict:
-    """Call the method; its result, seconds (a GPU has finished what it was given) and peak memory."""
-    wait, forget_peak, peak = (
-        gpu_clock(device) if device.startswith("cuda") else (lambda: None, forget_process_peak, process_peak)
-    )
-    forget_peak()
+    """Call the method. Returns its result, its seconds (until the GPU has finished) and the peak memory."""
+    on_gpu = device.startswith("cuda")
+    wait, reset_peak, peak = gpu_clock(device) if on_gpu else (lambda: None, reset_process_peak, process_peak)
+    reset_peak()
     wait()
     began = time.perf_counter()
     result = method(*arguments)
@@ -100,7 +99,7 @@ def measure(method, arguments: tuple, device: str) -> dict:
 
 
 def gpu_clock(device: str):
-    """(wait until all is done, begin a new peak, megabytes that tensors had at the peak) of a CUDA device."""
+    """(wait for the device, reset the peak, megabytes of tensors at the peak), for a CUDA device."""
 
     def megabytes() -> float:
         return torch.cuda.max_memory_allocated(device) / 1e6
@@ -108,14 +107,14 @@ def gpu_clock(device: str):
     return (lambda: torch.cuda.synchronize(device)), (lambda: torch.cuda.reset_peak_memory_stats(device)), megabytes
 
 
-def forget_process_peak() -> None:
-    """Let the peak begin anew, where the system can: on Linux (proc(5): clear_refs). Else it is that of the process' whole life."""
+def reset_process_peak() -> None:
+    """Reset this process's peak memory on Linux (proc(5): clear_refs). Elsewhere the peak is over its whole life."""
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 
 
 def process_peak() -> float:
-    """The most memory that this process has held, in megabytes: all of it, Python and the libraries too."""
+    """The peak resident memory of this process in megabytes, Python and the libraries included."""
     with suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmHWM:"):
@@ -124,7 +123,7 @@ def process_peak() -> float:
 
 
 def spread(above: list[float], below: list[float]) -> dict:
-    """above / below, round by round: the median and the extremes."""
+    """above / below, round by round: the median, the extremes and every ratio."""
     every = [a / b for a, b in zip(above, below)]
     return {"median": statistics.median(every), "min": min(every), "max": max(every), "every_round": every}
 
@@ -133,24 +132,33 @@ def spread(above: list[float], below: list[float]) -> dict:
 
 
 def check_peers() -> None:
-    """Raise InputError where the packages that we are compared with are missing."""
+    """Raise InputError if a package that the benchmark compares with is missing."""
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise InputError(
-            f"{' and '.join(missing)} cannot be imported: pip install -r requirements-dev.txt, or measure this project alone (--alone)"
+            f"{' and '.join(missing)} cannot be imported: pip install -r requirements-dev.txt,"
+            " or measure this project alone (--alone)"
         )
 
 
 def transformers_gpt2(model: GPT2, dropout: float = 0.0):
-    """transformers' GPT-2 with our weights: the very tensors, in fp32. Everything else is as it comes from the library."""
+    """transformers' GPT-2 with our weights: the same tensors, in fp32. All else is the library's default."""
     import transformers
 
     transformers.logging.set_verbosity_error()
     c = model.config
     config = transformers.GPT2Config(
-        n_layer=c.n_layer, n_head=c.n_head, n_embd=c.n_embd, n_positions=c.n_positions, vocab_size=c.vocab_size,
-        bos_token_id=c.vocab_size - 1, eos_token_id=c.vocab_size - 1, resid_pdrop=dropout, embd_pdrop=dropout, attn_pdrop=dropout,
-    )  # fmt: skip
+        n_layer=c.n_layer,
+        n_head=c.n_head,
+        n_embd=c.n_embd,
+        n_positions=c.n_positions,
+        vocab_size=c.vocab_size,
+        bos_token_id=c.vocab_size - 1,
+        eos_token_id=c.vocab_size - 1,
+        resid_pdrop=dropout,
+        embd_pdrop=dropout,
+        attn_pdrop=dropout,
+    )
     with torch.device("meta"):
         twin = transformers.GPT2LMHeadModel(config)
     twin.transformer.load_state_dict(model.state_dict(), assign=True)
@@ -159,15 +167,15 @@ def transformers_gpt2(model: GPT2, dropout: float = 0.0):
 
 
 def peft_prefix(twin, prefix: Prefix, mid_dim: int):
-    """peft's PrefixTuningConfig around transformers' GPT-2, beginning as our prefix does.
+    """peft's PrefixTuningConfig around transformers' GPT-2, with our prefix's initial numbers.
 
-    mid_dim > 0: while it is trained, P' and the same MLP; 0: after training, the numbers that are kept.
+    mid_dim    > 0: for training, P' and the same MLP; 0: for decoding, the MLP's output
     """
     import peft
 
     how = {"prefix_projection": True, "encoder_hidden_size": mid_dim} if mid_dim else {"inference_mode": True}
     config = peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=prefix.prefix_len, **how)
-    with warnings.catch_warnings(action="ignore", category=FutureWarning):  # what one library says of the other
+    with warnings.catch_warnings(action="ignore", category=FutureWarning):  # one library's about the other
         twin = peft.get_peft_model(twin, config)
     encoder, rows = twin.prompt_encoder["default"], prefix.rows
     with torch.no_grad():
@@ -181,10 +189,10 @@ def peft_prefix(twin, prefix: Prefix, mid_dim: int):
 
 
 def examples_like_e2e(n: int, vocab_size: int, seed: int = 0) -> list[Encoded]:
-    """n examples of random tokens, as long as E2E's training set has them.
+    """n examples of random tokens, with the lengths of E2E's training set.
 
-    There prompts have 14 to 45 tokens, 29.5 on average, and sentences with their end token 4 to 79, on average 27; a longer table has
-    a longer sentence (correlation 0.69), and the longest of ten examples has 77 tokens.
+    Its prompts have 14 to 45 tokens, 29.5 on average; its sentences with their end token 4 to 79, 27 on average. Longer
+    tables have longer sentences (correlation 0.69), and the longest of ten examples has 77 tokens on average.
     """
     rng = random.Random(seed)
     examples = []
@@ -197,9 +205,9 @@ def examples_like_e2e(n: int, vocab_size: int, seed: int = 0) -> list[Encoded]:
 
 
 def prompts_like_e2e(n: int, vocab_size: int, seed: int = 0) -> list[list[int]]:
-    """n prompts of random tokens, as long as those of E2E's 630 test tables: 15 to 48, on average 37.4."""
+    """n prompts of random tokens, with the lengths of E2E's 630 test tables: 15 to 48, 37.4 on average."""
     rng = random.Random(seed)
-    shares, lengths = (0, 0.05, 0.25, 0.5, 0.75, 0.95, 1), (15, 21, 36, 40, 43, 44, 48)  # so large a share is shorter
+    shares, lengths = (0, 0.05, 0.25, 0.5, 0.75, 0.95, 1), (15, 21, 36, 40, 43, 44, 48)  # quantiles of the lengths
     prompts = []
     for _ in range(n):
         u = rng.random()
@@ -210,11 +218,12 @@ def prompts_like_e2e(n: int, vocab_size: int, seed: int = 0) -> list[list[int]]:
 
 
 def within(low: int, value: float, high: int) -> int:
+    """value, rounded and limited to [low, high]."""
     return min(high, max(low, round(value)))
 
 
 def random_tokens(rng: random.Random, n: int, vocab_size: int) -> list[int]:
-    """n tokens, the last of them the separator (which also ends a text)."""
+    """n tokens, the last of which is the separator (which is also the end token)."""
     return [rng.randrange(vocab_size - 1) for _ in range(n - 1)] + [vocab_size - 1]
 
 
@@ -222,18 +231,18 @@ def random_tokens(rng: random.Random, n: int, vocab_size: int) -> list[int]:
 
 
 def weights_of(model: str) -> str | None:
-    """Speed does not depend on the weights: the published sizes get random ones, a folder has its own."""
+    """Settings.weights: random for the published sizes, since speed does not depend on them; a folder has its own."""
     return "random" if model in CONFIGS else None
 
 
 def describe(script: str, settings: Settings, data: str | None) -> dict:
-    """What the figures were measured with, and the command that measures them again."""
+    """What the figures were measured with, and the command that repeats the measurement."""
     versions = {"python": platform.python_version(), "torch": torch.__version__}
     for name in PACKAGES:
         with suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
     return {
-        "command": shlex.join(["python", f"benchmarks/{script}", *told(sys.argv[1:])]),
+        "command": shlex.join(["python", f"benchmarks/{script}", *without_local_paths(sys.argv[1:])]),
         "machine": describe_machine(settings.device, settings.dtype),
         "versions": versions,
         "model": Path(settings.model).name + (", random weights" if weights_of(settings.model) else ""),
@@ -241,8 +250,8 @@ def describe(script: str, settings: Settings, data: str | None) -> dict:
     }
 
 
-def told(words: list[str]) -> list[str]:
-    """The command line without what is one machine's own: where the report goes, and where folders lie."""
+def without_local_paths(words: list[str]) -> list[str]:
+    """The command line without paths of this machine: no --out, and folders by their last part."""
     kept, words = [], iter(words)
     for word in words:
         if word == "--out":
@@ -253,13 +262,14 @@ def told(words: list[str]) -> list[str]:
 
 
 def show_head(report: dict, what: str) -> None:
+    """Two lines: what is measured, and with what."""
     machine = report["machine"]
     print(f"{report['model']}; {what}; {machine['dtype']} on {machine['device']}: {machine['processor']}")
     print(", ".join(f"{name} {version}" for name, version in report["versions"].items()) + f"; data: {report['data']}")
 
 
 def show_contenders(report: dict, unit: str) -> None:
-    """A line for each contender: the median speed, its extremes, the peak of memory."""
+    """A line for each contender: the median speed, its extremes, the peak memory."""
     print(f"\n{'':40}{unit:>14}{'(min - max)':>20}{'MB':>8}")
     for name, one in report["contenders"].items():
         every = one["every_round"]
@@ -269,7 +279,7 @@ def show_contenders(report: dict, unit: str) -> None:
 
 
 def show_ratios(report: dict) -> None:
-    """A line for each ratio of speeds, with that of the memory where two do the same work."""
+    """A line for each ratio of speeds, with the ratio of memory if both sides do the same work."""
     if report["ratios"]:
         print(f"\n{'':46}{'ratio':>8}{'(min - max)':>18}{'memory':>8}")
     for name, one in report["ratios"].items():
@@ -279,7 +289,7 @@ def show_ratios(report: dict) -> None:
 
 
 def show_growth(report: dict, unit: str) -> None:
-    """A table for each quantity that was varied, against its first line."""
+    """A table for each quantity that was varied; speeds are also given relative to its first line."""
     for name, lines in report.get("growth", {}).items():
         print(f"\n{name:16}{unit:>14}{'of the first':>14}{'MB':>8}")
         for line in lines:

@@ -1,30 +1,32 @@
-"""How fast texts are decoded here beside `transformers.generate`, and beside decoding one sentence at a time, in the same run.
+"""Decoding speed: this project against `transformers.generate`, in batches and one sentence at a time, in the same run.
 
-    python benchmarks/decoding.py                    some of 630 tables as long as E2E's test set has them, beam 5
+    python benchmarks/decoding.py                    some of 630 tables with the lengths of E2E's test set, beam 5
     python benchmarks/decoding.py --dtype fp32       in single precision
-    python benchmarks/decoding.py --scaling          how cost grows too: with beam_size and batch_size
+    python benchmarks/decoding.py --scaling          also how cost grows with beam_size and batch_size
     python benchmarks/decoding.py --long             all 630 tables in each round
     python benchmarks/decoding.py --batch_size 16    in smaller batches
     python benchmarks/decoding.py --peer_batch_size 16    each side in batches that suit it
 
-Ours is `beam.beam_search` on a finished run, as evaluate.py loads it. The peer is GPT2LMHeadModel.generate(num_beams=5), with a
-prefix inside peft's PrefixTuningConfig, prompts padded on the left with an attention mask, in bf16 the whole model (which is faster
-than autocast).
+Ours is `beam.beam_search` on a finished run, as evaluate.py loads it. The peer is
+GPT2LMHeadModel.generate(num_beams=5), with a prefix inside peft's PrefixTuningConfig, prompts padded on the left with
+an attention mask, the whole model in bf16 (which is faster than autocast).
 
-Equal on both sides: the weights (random: with forced length, speed does not depend on them), the prompts, in batches of 64, as in
-evaluate.py (or --batch_size), in order of length, beam 5, and 30 new tokens for each, neither more nor less (ours bans the end
-token, the peer has min_new_tokens): about as many as E2E's sentences have. So in fp32 the texts are equal too; how many of them are
-is printed. Larger batches make ours faster and the peer slower: with --peer_batch_size each side gets what suits it.
+Equal on both sides: the weights (random: with forced length, speed does not depend on them), the prompts, in batches of
+64 as in evaluate.py (or --batch_size), in order of length, beam 5, and exactly 30 new tokens for each (ours bans the
+end token, the peer has min_new_tokens), about as many as E2E's sentences have. Hence in fp32 the texts are equal too;
+the number of equal texts is printed. Larger batches make ours faster and the peer slower: --peer_batch_size gives each
+side the size that suits it.
 
-Different: in bf16 ours computes the logits of the best words in fp32 (beams would tie; packed.py); the peer rounds them all.
-Ours has the C library keep freed memory in large pages, as evaluate.py does (fast/memory.py), the peer runs as it comes.
+Different: in bf16 ours computes the logits of the best words in fp32, because beams would tie (fast/prepacked.py); the
+peer rounds them all. Ours has the C library keep freed memory in large pages, as evaluate.py does (fast/memory.py); the
+peer runs with default allocator settings.
 
-One at a time, in fp32, is how the paper's code decodes: the same with batches of one, ours and the peer's.
+The paper's code decodes one sentence at a time, in fp32. Both sides are also measured like this, with batches of one.
 
-Each contender is a process of its own, and they decode in turn. Each round decodes the same tables again; those who decode one at a
-time get fewer, `--single`, drawn evenly from the same lengths.
-Memory is the peak while decoding, of the whole process, libraries included (on a GPU: of tensors). Best on an otherwise idle
-machine. Prints tables and the ratios, and writes every round to results/decoding.json.
+Each contender is a process of its own, and they decode in turn. Each round decodes the same tables again; decoding one
+at a time gets fewer (`--single`), drawn evenly over the lengths. Memory is the peak of the whole process while
+decoding, libraries included (on a GPU: of tensors). Best run on an otherwise idle machine. Prints tables and the
+ratios, and writes every round to results/decoding.json.
 """
 
 import argparse
@@ -49,16 +51,16 @@ from contenders import (
     spread,
     transformers_gpt2,
     weights_of,
-)  # fmt: skip (the first import of all: it makes the project's own files importable)
+)  # the first import of all: it makes the project's own files importable
 
 from beam import NextWords, beam_search
 from e2e_data import encode_prompt, group_references, load_split, load_tokenizer
-from harness.files import InputError, exit_on_input_error
 from gpt2 import CONFIGS
-from prefix import load_prefix
+from harness.door import start_process
+from harness.files import InputError, exit_on_input_error
 from harness.runs import load_run, save_learned, start_model, trained_file, write_json
 from harness.settings import Settings
-from harness.door import start_process
+from prefix import load_prefix
 from weights import load_config
 
 TABLES = 630  # E2E's test set
@@ -67,19 +69,25 @@ BEAM_SIZES, BATCH_SIZES = (1, 2, 3, 5, 10), (1, 4, 16, 32, 64)
 
 @exit_on_input_error
 def main() -> None:
-    parser = argparse.ArgumentParser(allow_abbrev=False, description="Time beam search beside transformers.generate.")
+    """The command line."""
+    parser = argparse.ArgumentParser(allow_abbrev=False, description="Compare beam search with transformers.generate.")
     parser.add_argument(
         "--model", default="gpt2", help=f"{', '.join(CONFIGS)}, with random weights, or a folder (default: gpt2)"
     )
-    parser.add_argument("--modes", nargs="+", default=["finetune", "prefix"], choices=("finetune", "prefix"),
-                        help="a model without and with a prefix of 5 (default: both)")  # fmt: skip
     parser.add_argument(
-        "--dtype", default="auto", choices=("auto", "bf16", "fp32"), help="(default: bf16 where the hardware has it)"
+        "--modes",
+        nargs="+",
+        default=["finetune", "prefix"],
+        choices=("finetune", "prefix"),
+        help="a model without and with a prefix of 5 (default: both)",
     )
-    parser.add_argument("--device", default="auto", help="cpu, cuda (default: cuda where there is one)")
+    parser.add_argument(
+        "--dtype", default="auto", choices=("auto", "bf16", "fp32"), help="(default: bf16 if the hardware has it)"
+    )
+    parser.add_argument("--device", default="auto", help="cpu, cuda (default: cuda if present)")
     parser.add_argument("--rounds", type=int, default=3, help="rounds of each contender (default: 3)")
     parser.add_argument("--sentences", type=int, help="tables a round (default: a batch, and at least 32)")
-    parser.add_argument("--single", type=int, help="tables a round one at a time; 0: leave this out (default: 4)")
+    parser.add_argument("--single", type=int, help="tables a round one at a time; 0: skip this (default: 4)")
     parser.add_argument("--long", action="store_true", help=f"all {TABLES} tables a round, 32 of them one at a time")
     parser.add_argument("--beam_size", type=int, default=5, help="(default: 5)")
     parser.add_argument("--batch_size", type=int, default=64, help="tables at a time (default: 64)")
@@ -87,7 +95,7 @@ def main() -> None:
     parser.add_argument("--new_tokens", type=int, default=30, help="tokens of each text (default: 30)")
     parser.add_argument("--data", help="a folder with E2E's files (default: random tokens of the same lengths)")
     parser.add_argument("--alone", action="store_true", help="without the peer")
-    parser.add_argument("--scaling", action="store_true", help="also: how cost grows (ours, with a prefix)")
+    parser.add_argument("--scaling", action="store_true", help="also measure how cost grows (ours, with a prefix)")
     parser.add_argument(
         "--out", type=Path, default=ROOT / "results" / "decoding.json", help="(default: results/decoding.json)"
     )
@@ -114,7 +122,8 @@ def main() -> None:
     report |= {name: getattr(given, name) for name in ("rounds", "sentences", "single", *counts[2:])}
     show_head(
         report,
-        f"beam {given.beam_size}, {given.new_tokens} new tokens, {given.rounds} rounds of {given.sentences} tables, in turn",
+        f"beam {given.beam_size}, {given.new_tokens} new tokens, {given.rounds} rounds of {given.sentences} tables,"
+        " in turn",
     )
     with tempfile.TemporaryDirectory() as folder:
         runs = {mode: make_run(Path(folder) / mode, s) for mode, s in settings.items()}
@@ -124,7 +133,7 @@ def main() -> None:
         show_contenders(report, "sentences/s")
         show_ratios(report)
         for name, (same, n) in report["same_texts"].items():
-            print(f"{name}: ours and the peer's text are the same, token by token, for {same} of {n} tables")
+            print(f"{name}: ours and the peer's texts are equal, token by token, for {same} of {n} tables")
         if given.scaling:
             report["growth"] = growth(runs["prefix"], first, prompts, given)
             show_growth(report, "sentences/s")
@@ -139,7 +148,7 @@ def settings_of(given, mode: str) -> Settings:
 
 
 def make_run(folder: Path, settings: Settings) -> Path:
-    """A run's folder as train.py leaves it, but untrained."""
+    """Write a run's folder as train.py leaves it, but with an untrained model. Returns the folder."""
     model, prefix = start_model(dataclasses.replace(settings, device="cpu", dtype="fp32"))
     write_json(folder / "settings.json", dataclasses.asdict(settings))
     write_json(folder / "summary.json", {})
@@ -157,13 +166,14 @@ def make_prompts(given, settings: Settings) -> list[list[int]]:
         prompts = prompts_like_e2e(TABLES, config.vocab_size)
     if max(map(len, prompts)) + given.new_tokens + 5 > config.n_positions:
         raise InputError(
-            f"{settings.model} has {config.n_positions} positions, too few for prompt, text and prefix: lower --new_tokens"
+            f"{settings.model} has {config.n_positions} positions, too few for prompt, text and prefix:"
+            " lower --new_tokens"
         )
     return sorted(prompts, key=len)
 
 
 def in_batches(prompts: list[list[int]], n: int, batch_size: int) -> list[list[list[int]]]:
-    """n of the prompts, evenly over all lengths, in batches."""
+    """n of the prompts, drawn evenly over the lengths, in batches."""
     n = min(n, len(prompts))
     few = [prompts[i * len(prompts) // n] for i in range(n)]
     return [few[start : start + batch_size] for start in range(0, n, batch_size)]
@@ -173,7 +183,7 @@ def in_batches(prompts: list[list[int]], n: int, batch_size: int) -> list[list[l
 
 
 class Ours:
-    """What evaluate.py does with a batch."""
+    """Decoding as evaluate.py does it."""
 
     def __init__(self, run: Path, device: str, dtype: str):
         start_process(plain=False)
@@ -194,17 +204,17 @@ class Ours:
 
 
 class Peer:
-    """What a user of transformers and peft does with it."""
+    """Decoding as a user of transformers and peft does it."""
 
     def __init__(self, run: Path, device: str, dtype: str):
-        settings, model = load_run(run, device="cpu", dtype="fp32")  # only for its numbers
+        settings, model = load_run(run, device="cpu", dtype="fp32")  # for its weights
         self.model, self.device, self.end = transformers_gpt2(model), device, model.config.vocab_size - 1
         if dtype == "bf16":
             self.model.to(torch.bfloat16)
         if not settings.finetunes:
             self.model = peft_prefix(self.model, load_prefix(trained_file(run, settings), model.config), mid_dim=0)
-        # peft freezes the model, and for the first logits PyTorch 2.13 then copies a frozen bf16 wte once for each row of the batch,
-        # which takes several times as long as all the rest. We step around that: it says nothing about decoding.
+        # peft freezes the model. For the first logits PyTorch 2.13 then copies a frozen bf16 wte once per row of the
+        # batch, which takes several times as long as all the rest. requires_grad_ avoids that: it is not decoding.
         self.model.to(device).eval().requires_grad_(True)
 
     def decode(self, batches: list[list[list[int]]], beam_size: int, new_tokens: int) -> list[list[int]]:
@@ -212,16 +222,18 @@ class Peer:
         found = []
         for prompts in batches:
             S = max(map(len, prompts))
-            ids = torch.tensor(
-                [[self.end] * (S - len(prompt)) + prompt for prompt in prompts], device=self.device
-            )  # [B, S]
-            mask = torch.tensor(
-                [[0] * (S - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=self.device
-            )  # [B, S]
+            ids = torch.tensor([[self.end] * (S - len(prompt)) + prompt for prompt in prompts])  # [B, S]
+            mask = torch.tensor([[0] * (S - len(prompt)) + [1] * len(prompt) for prompt in prompts])  # [B, S]
             rows = self.model.generate(
-                input_ids=ids, attention_mask=mask, num_beams=beam_size, do_sample=False,
-                min_new_tokens=new_tokens, max_new_tokens=new_tokens, eos_token_id=self.end, pad_token_id=self.end,
-            )  # fmt: skip
+                input_ids=ids.to(self.device),
+                attention_mask=mask.to(self.device),
+                num_beams=beam_size,
+                do_sample=False,
+                min_new_tokens=new_tokens,
+                max_new_tokens=new_tokens,
+                eos_token_id=self.end,
+                pad_token_id=self.end,
+            )
             found += rows[:, S:].tolist()
         return found
 
@@ -230,7 +242,7 @@ class Peer:
 
 
 def take_turns(runs: dict[str, Path], settings: Settings, prompts: list[list[int]], given) -> tuple[dict, dict]:
-    """A batch of one to warm up with, then the rounds. (name -> figures, name -> texts)."""
+    """Warm up on the first batch, then run the rounds. Returns (name -> figures, name -> texts)."""
     sides = {"ours": Ours} if given.alone else {"ours": Ours, "peer": Peer}
     device, dtype = settings.device, settings.dtype
     size = {"ours": given.batch_size, "peer": given.peer_batch_size}
@@ -262,7 +274,7 @@ def take_turns(runs: dict[str, Path], settings: Settings, prompts: list[list[int
 
 
 def ratios(figures: dict[str, dict], single: str) -> dict[str, dict]:
-    """What can be compared of what was measured. single: the mode that was decoded one at a time too."""
+    """The ratios of those pairs that were measured. single: the mode that was also decoded one at a time."""
     pairs = {f"{mode}: ours / peer": (f"{mode}, ours", f"{mode}, peer") for mode in ("finetune", "prefix")}
     for side in ("peer", "ours"):
         name = f"{side} one at a time in fp32"
@@ -277,7 +289,7 @@ def ratios(figures: dict[str, dict], single: str) -> dict[str, dict]:
 
 
 def same_texts(texts: dict[str, list]) -> dict[str, tuple[int, int]]:
-    """For each pair: (how many texts are the same, token by token; of how many)."""
+    """For each pair: (texts that are equal token by token, all texts)."""
     pairs = {name: name.replace("ours", "peer") for name in texts if "ours" in name}
     return {
         name.replace(", ours", ""): (sum(a == b for a, b in zip(texts[name], texts[peer])), len(texts[name]))
@@ -290,7 +302,7 @@ def same_texts(texts: dict[str, list]) -> dict[str, tuple[int, int]]:
 
 
 def growth(run: Path, settings: Settings, prompts: list[list[int]], given) -> dict[str, list[dict]]:
-    """Ours with a prefix, one thing varied at a time: quantity -> its lines, each from a process of its own."""
+    """Ours with a prefix, one quantity varied at a time: quantity -> its lines, each from a process of its own."""
     values = {"beam_size": BEAM_SIZES, "batch_size": BATCH_SIZES}
     return {
         name: [{name: value, **alone(run, settings, prompts, given, **{name: value})} for value in these]
@@ -299,7 +311,7 @@ def growth(run: Path, settings: Settings, prompts: list[list[int]], given) -> di
 
 
 def alone(run: Path, settings: Settings, prompts: list[list[int]], given, **changes) -> dict:
-    """As many tables as in a round of the comparison, and at least one batch of the largest size."""
+    """Speed and memory of ours with one changed setting, on the tables of a round, or one batch of the largest size."""
     how = {"beam_size": given.beam_size, "batch_size": given.batch_size} | changes
     batches = in_batches(
         prompts, max(given.sentences, *BATCH_SIZES) if "batch_size" in changes else given.sentences, how["batch_size"]

@@ -1,18 +1,19 @@
-"""How fast the five metrics are beside the reference scorer, on the same texts in the same run.
+"""Scoring speed: the five metrics against the reference scorer, on the same texts in the same run.
 
-    python benchmarks/scorer.py                                    made-up restaurants, E2E's test set in shape
+    python benchmarks/scorer.py                                    invented restaurants, as many as E2E's test set
     python benchmarks/scorer.py --hyp outputs.txt --ref src1_test.txt
 
 Ours is `metrics.score` in one process. The reference is pycocoevalcap (Stanford's tokenizer and METEOR in Java, ROUGE-L
-and CIDEr in Python) with sacrebleu for BLEU and nltk for NIST, since its own Perl and Python scripts are not
-on PyPI; it is timed without these two where they are not installed, and not at all without Java.
+and CIDEr in Python) with sacrebleu for BLEU and nltk for NIST, since its own Perl and Python scripts are not on PyPI.
+Without these two packages it is timed without them; without Java it is not timed at all.
 
-Each runs as a process of its own, from start to exit, `--repeat` times in turn; the medians are compared, on an
-otherwise idle machine: Java spreads over all cores and loses more than we do where others want them too (then
-look at cpu_seconds). METEOR's table is packed beforehand, as it is from anyone's second run on. Memory is the peak of
-the Python process, plus the largest of its Java processes. Prints a table and the ratio, and writes both to results/scorer.json.
+Each side runs as a process of its own, from start to exit, `--repeat` times in turn, and the medians are compared. Best
+run on an otherwise idle machine: Java spreads over all cores and loses more than ours if others use them (then compare
+cpu_seconds). METEOR's table is packed beforehand, as it is from any user's second run on. Memory is the peak of the
+Python process plus the largest of its Java processes. Prints a table and the ratio, and writes both to
+results/scorer.json.
 
-nltk's NIST is not ours on several references (see tests/test_metrics_nist.py), so its number is left out.
+nltk's NIST differs from ours on several references (see tests/test_metrics_nist.py), so its value is left out.
 """
 
 import argparse
@@ -32,18 +33,19 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from harness.files import InputError, exit_on_input_error, write_atomic  # noqa: E402 (found through the line above)
+from harness.files import InputError, exit_on_input_error, write_atomic  # found through the line above
 
 OUTPUTS, REFERENCES = 630, 4693  # E2E's test set
 
 
 @exit_on_input_error
 def main() -> None:
+    """The command line."""
     arguments = argparse.ArgumentParser(
-        allow_abbrev=False, description="Time the five metrics beside the reference scorer."
+        allow_abbrev=False, description="Compare the five metrics with the reference scorer."
     )
     arguments.add_argument("--hyp", type=Path, help="outputs (default: references with some words changed)")
-    arguments.add_argument("--ref", type=Path, help="references, any form of metrics/read.py (default: made up)")
+    arguments.add_argument("--ref", type=Path, help="references, any form of metrics/read.py (default: invented)")
     arguments.add_argument("--repeat", type=int, default=3, help="runs of each (default: 3)")
     arguments.add_argument("--out", type=Path, default=ROOT / "results" / "scorer.json")
     arguments.add_argument("--worker", choices=WORKERS, help=argparse.SUPPRESS)
@@ -64,15 +66,15 @@ def main() -> None:
 
 
 def compare(hypotheses: list[str], references: list[list[str]], repeat: int) -> dict:
-    """Run both in turn and gather the scores, seconds and megabytes of each."""
-    import metrics  # the parent only asks it what is there
+    """Run both in turn; returns the scores, seconds and megabytes of each."""
+    import metrics  # for its signature and the unavailable scores; the parent scores nothing
 
     workers = ["ours", "reference"] if shutil.which("java") and installed("pycocoevalcap") else ["ours"]
     with tempfile.TemporaryDirectory() as folder:
         small, whole = Path(folder) / "small.json", Path(folder) / "whole.json"
         small.write_text(json.dumps([hypotheses[:2], references[:2]]))
         whole.write_text(json.dumps([hypotheses, references]))
-        run("ours", small)  # packs METEOR's table if that was never done, and compiles the .pyc files
+        run("ours", small)  # packs METEOR's table if it is not packed yet, and compiles the .pyc files
         runs = [{worker: run(worker, whole) for worker in workers} for _ in range(repeat)]
 
     report = {
@@ -96,7 +98,7 @@ def compare(hypotheses: list[str], references: list[list[str]], repeat: int) -> 
 
 
 def show(report: dict) -> None:
-    """The table."""
+    """Print the table."""
     ours, reference = report["ours"], report.get("reference", {"scores": {}})
     print(f"{report['outputs']} outputs, {report['references']} references; {report['machine']}")
     print(f"{'':10}{'ours':>14}{'reference':>14}{'difference':>14}")
@@ -106,18 +108,18 @@ def show(report: dict) -> None:
     for key in ("seconds", "cpu_seconds", "megabytes"):
         print(f"{key:11}{ours[key]:13.2f}" + (f"{reference[key]:14.2f}" if key in reference else ""))
     for key, reason in report["unavailable"].items():
-        print(f"{key} was not computed, so the times do not compare: {reason}")
+        print(f"{key} was not computed, so the times cannot be compared: {reason}")
     if "ratio" in report:
         print(f"ratio {report['ratio']:.3f}")
     else:
-        print("no reference here: it needs Java and the package pycocoevalcap")
+        print("the reference was not run: it needs Java and the package pycocoevalcap")
 
 
 # ----------------------------------------------------------------------------- the texts
 
 
 def load_or_make(hypotheses_path: Path | None, references_path: Path | None) -> tuple[list[str], list[list[str]]]:
-    """Outputs and references from the files, or made up as far as no file is given."""
+    """Outputs and references: from the files, or invented if no file is given."""
     from metrics import read
 
     if hypotheses_path and references_path:
@@ -130,12 +132,12 @@ def load_or_make(hypotheses_path: Path | None, references_path: Path | None) -> 
 
 
 def change_words(text: str, words: list[str], rng: random.Random) -> str:
-    """The text with one word in ten replaced: about as near to the references as a trained model's output."""
+    """The text with one word in ten replaced: about as close to the references as a trained model's output."""
     return " ".join(rng.choice(words) if rng.random() < 0.1 else word for word in text.split())
 
 
 def make_references(rng: random.Random) -> list[list[str]]:
-    """As many segments and references as E2E's test set has, and as long: some 27 words, names and all."""
+    """As many segments and references as E2E's test set has, of its length: about 27 words, names included."""
     first = (
         "Alder Amber Blue Bright Cedar Copper Crown Dolphin Eagle Falcon Golden Green Iron Maple Midnight Old".split()
     )
@@ -186,10 +188,10 @@ def make_references(rng: random.Random) -> list[list[str]]:
 
 
 def run(worker: str, texts: Path) -> dict:
-    """One worker as a process of its own: its scores, wall time and memory."""
+    """Run one worker as a process of its own. Returns its scores, wall time, CPU time and memory."""
     start = time.perf_counter()
     command = [sys.executable, __file__, "--worker", worker, "--input", str(texts)]
-    finished = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    finished = subprocess.run(command, capture_output=True, text=True)
     seconds = time.perf_counter() - start
     if finished.returncode:
         sys.exit(f"the {worker} worker failed:\n{finished.stderr}")
@@ -197,6 +199,7 @@ def run(worker: str, texts: Path) -> dict:
 
 
 def work(worker: str, texts: Path) -> None:
+    """A worker's process: score the texts and print scores, CPU time and memory as JSON."""
     hypotheses, references = json.loads(texts.read_text())
     scores = WORKERS[worker](hypotheses, references)
     usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
@@ -213,12 +216,14 @@ def work(worker: str, texts: Path) -> None:
 
 
 def score_with_ours(hypotheses: list[str], references: list[list[str]]) -> dict:
+    """The five scores by metrics/."""
     import metrics
 
     return metrics.score(hypotheses, references)
 
 
 def score_with_reference(hypotheses: list[str], references: list[list[str]]) -> dict:
+    """The scores by pycocoevalcap, sacrebleu and nltk (whose NIST is computed and left out)."""
     from pycocoevalcap.cider.cider import Cider
     from pycocoevalcap.meteor.meteor import Meteor
     from pycocoevalcap.rouge.rouge import Rouge
@@ -245,6 +250,7 @@ def score_with_reference(hypotheses: list[str], references: list[list[str]]) -> 
 
 
 def installed(package: str) -> bool:
+    """Can the package be imported?"""
     from importlib.util import find_spec
 
     return find_spec(package) is not None

@@ -1,26 +1,30 @@
-"""How fast GPT-2 is trained here beside `transformers` and `peft`, in the same run.
+"""Training speed: this project against `transformers` and `peft`, in the same run.
 
     python benchmarks/training.py                    prefix and fine-tuning, GPT-2 small with random weights
     python benchmarks/training.py --dtype fp32       in single precision
-    python benchmarks/training.py --scaling          how cost grows too: with prefix_len, batch_size, the model's size
+    python benchmarks/training.py --scaling          also how cost grows with prefix_len, batch_size and model
     python benchmarks/training.py --long             more and longer rounds
 
-Ours is `train.update`. The peer is the plain loop that users of these libraries write: GPT2LMHeadModel, in prefix mode inside
-peft's PrefixTuningConfig(prefix_projection=True), padded batches with an attention mask, labels of -100 on prompt and padding,
-torch.autocast for bf16, loss.backward(), clip_grad_norm_, optimizer.step().
+Ours is `train.update` on the fast path. The peer is the plain loop that users of these libraries write:
+GPT2LMHeadModel, in prefix mode inside peft's PrefixTuningConfig(prefix_projection=True), padded batches with an
+attention mask, labels of -100 on prompt and padding, torch.autocast for bf16, loss.backward(), clip_grad_norm_,
+optimizer.step().
 
-Equal on both sides: the weights at the beginning (random: speed does not depend on them), the batches of 10 and their order,
-the dtype, the loss (the mean over a batch's target tokens), PyTorch's fused AdamW with the same settings, gradient norm clipped at 1,
-GPT-2's dropout (0 with a prefix, 0.1 in fine-tuning), and with a prefix the MLP: Linear(C, 512), tanh, Linear(512, 2 L C) on
-embeddings of width C. So the losses are equal too; those of the first batch are printed side by side.
+Equal on both sides: the initial weights (random: speed does not depend on them), the batches of 10 and their order, the
+dtype, the loss (the mean over a batch's target tokens), PyTorch's fused AdamW with the same settings, gradient norm
+clipped at 1, GPT-2's dropout (0 with a prefix, 0.1 in fine-tuning), and with a prefix the MLP: Linear(C, 512), tanh,
+Linear(512, 2 L C) on embeddings of width C. Hence the losses are equal too; those of the first batch are printed.
 
-Different: peft runs this MLP once for each sentence of a batch, and in bf16, we run it once, in fp32; transformers computes logits
-for all tokens, we for the scored ones; under autocast it rounds frozen weights to bf16 anew in each step, we keep them so; ours has
-the C library keep freed memory in large pages, as train.py does (fast/memory.py), the peer runs as it comes.
+Different:
+* peft runs the MLP once per sentence of a batch, in bf16; ours runs it once per batch, in fp32.
+* transformers computes logits for all tokens, ours for the scored ones.
+* Under autocast the peer rounds frozen weights to bf16 in each step; ours keeps them rounded.
+* Ours has the C library keep freed memory in large pages, as train.py does (fast/memory.py); the peer runs with default
+  allocator settings.
 
-Each contender is a process of its own, and they train in turn: `--warm_up` steps that are not timed (on a CPU a
-kernel is compiled for each shape that is new, and a real run has met nearly all of its shapes early), then `--rounds` rounds of
-`--steps` steps. Memory is the peak while training, of the whole process, libraries included (on a GPU: of tensors). Best on an
+Each contender is a process of its own, and they train in turn: `--warm_up` steps that are not timed (a CPU kernel is
+compiled for each new shape, and a real run has met nearly all of its shapes early), then `--rounds` rounds of `--steps`
+steps. Memory is the peak of the whole process while training, libraries included (on a GPU: of tensors). Best run on an
 otherwise idle machine. Prints tables and the ratios, and writes every round to results/training.json.
 """
 
@@ -45,16 +49,16 @@ from contenders import (
     spread,
     transformers_gpt2,
     weights_of,
-)  # fmt: skip (the first import of all: it makes the project's own files importable)
+)  # the first import of all: it makes the project's own files importable
 
 from e2e_data import Batch, Encoded, collate, encode, epoch_order, load_split, load_tokenizer
-from harness.files import InputError, exit_on_input_error
 from gpt2 import CONFIGS
+from harness.door import start_process
+from harness.files import InputError, exit_on_input_error
+from harness.loop import scored_tokens
+from harness.machine import autocast
 from harness.runs import start_model, write_json
 from harness.settings import Settings
-from harness.door import start_process
-from harness.machine import autocast
-from harness.loop import scored_tokens
 from train import adamw, clip_gradients, summed_loss, update
 from weights import load_config
 
@@ -64,7 +68,10 @@ TOLERANCE = {"fp32": 1e-3, "bf16": 5e-2}  # nats a token
 
 @exit_on_input_error
 def main() -> None:
-    parser = argparse.ArgumentParser(allow_abbrev=False, description="Time training beside transformers and peft.")
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False, description="Compare training speed with transformers and peft."
+    )
     parser.add_argument(
         "--model", default="gpt2", help=f"{', '.join(CONFIGS)}, with random weights, or a folder (default: gpt2)"
     )
@@ -72,9 +79,9 @@ def main() -> None:
         "--modes", nargs="+", default=["prefix", "finetune"], choices=("prefix", "finetune"), help="(default: both)"
     )
     parser.add_argument(
-        "--dtype", default="auto", choices=("auto", "bf16", "fp32"), help="(default: bf16 where the hardware has it)"
+        "--dtype", default="auto", choices=("auto", "bf16", "fp32"), help="(default: bf16 if the hardware has it)"
     )
-    parser.add_argument("--device", default="auto", help="cpu, cuda (default: cuda where there is one)")
+    parser.add_argument("--device", default="auto", help="cpu, cuda (default: cuda if present)")
     parser.add_argument("--rounds", type=int, help="rounds of each contender (default: 5)")
     parser.add_argument("--steps", type=int, help="steps a round (default: 6)")
     parser.add_argument(
@@ -83,10 +90,10 @@ def main() -> None:
     parser.add_argument("--long", action="store_true", help="15 rounds of 20 steps")
     parser.add_argument("--batch_size", type=int, default=10, help="examples a step (default: 10)")
     parser.add_argument("--prefix_len", type=int, default=5, help="positions of the prefix (default: 5)")
-    parser.add_argument("--dropout", type=float, help="GPT-2's while training (default: 0, in fine-tuning 0.1)")
+    parser.add_argument("--dropout", type=float, help="GPT-2's dropout in training (default: 0, in fine-tuning 0.1)")
     parser.add_argument("--data", help="a folder with E2E's files (default: random tokens of the same lengths)")
     parser.add_argument("--alone", action="store_true", help="without the peer")
-    parser.add_argument("--scaling", action="store_true", help="also: how cost grows (ours, prefix mode)")
+    parser.add_argument("--scaling", action="store_true", help="also measure how cost grows (ours, prefix mode)")
     parser.add_argument(
         "--sizes", nargs="+", help="models for --scaling (default: gpt2 gpt2-medium, or --model's folder)"
     )
@@ -123,16 +130,16 @@ def main() -> None:
 
 
 def settings_of(given, **changes) -> Settings:
-    """train.py's settings, but that the loss is the peer's. `changes` win over the command line."""
-    own = {"mode": "prefix", "model": given.model, "device": given.device, "dtype": given.dtype, "dropout": given.dropout,
-           "batch_size": given.batch_size, "prefix_len": given.prefix_len, "loss": "token"} | changes  # fmt: skip
+    """train.py's settings, but with the peer's loss. `changes` override the command line."""
+    flags = ("model", "device", "dtype", "dropout", "batch_size", "prefix_len")
+    own = {"mode": "prefix", "loss": "token"} | {name: getattr(given, name) for name in flags} | changes
     if own["mode"] == "finetune":
         own["prefix_len"] = None
     return Settings(**own, weights=weights_of(own["model"])).resolve()
 
 
 def make_batches(given, settings: Settings, n: int) -> list[list[Encoded]]:
-    """n batches: from --data in the order of a first epoch, or of random tokens."""
+    """n batches: of --data, in the order of a first epoch, or of random tokens."""
     config, size = load_config(settings.model), settings.batch_size
     room = config.n_positions - (settings.prefix_len or given.prefix_len)
     if given.data:
@@ -147,7 +154,8 @@ def make_batches(given, settings: Settings, n: int) -> list[list[Encoded]]:
         encoded = examples_like_e2e(n * size, config.vocab_size)
         if max(len(ids) for ids, _ in encoded) > room:
             raise InputError(
-                f"{settings.model} has {config.n_positions} positions, too few for E2E beside the prefix: choose another"
+                f"{settings.model} has {config.n_positions} positions, too few for the prefix and E2E's texts:"
+                " choose another model"
             )
     return [encoded[i * size : (i + 1) * size] for i in range(n)]
 
@@ -156,7 +164,7 @@ def make_batches(given, settings: Settings, n: int) -> list[list[Encoded]]:
 
 
 class Ours:
-    """What train.py does with a batch."""
+    """Training as train.py does it."""
 
     def __init__(self, settings: Settings):
         start_process(plain=False)
@@ -189,14 +197,14 @@ class Ours:
 
 
 class Peer:
-    """What a user of transformers and peft does with it."""
+    """Training as a user of transformers and peft does it."""
 
     def __init__(self, settings: Settings):
         self.settings = settings
-        model, prefix = start_model(dataclasses.replace(settings, device="cpu", dtype="fp32"))  # only for its numbers
+        model, prefix = start_model(dataclasses.replace(settings, device="cpu", dtype="fp32"))  # for its weights
         self.pad = model.config.vocab_size - 1
         self.model = transformers_gpt2(model, settings.dropout)
-        self.options = {"use_cache": False}  # as its Trainer says; a prefix enters through the cache
+        self.options = {"use_cache": False}  # as its Trainer sets it; a prefix enters through the cache
         if prefix is not None:
             self.model, self.options = peft_prefix(self.model, prefix, settings.mid_dim), {}
         self.model.to(settings.device)
@@ -229,14 +237,14 @@ class Peer:
             self.optimizer.step()
             self.optimizer.zero_grad()
             losses.append(loss.detach())
-        return [loss.item() for loss in losses]  # only now: a GPU need not be waited for in each step
+        return [loss.item() for loss in losses]  # not before: each .item() would wait for the GPU
 
 
 # ----------------------------------------------------------------------------- the comparison
 
 
 def take_turns(settings: dict[str, Settings], batches: list[list[Encoded]], given) -> dict[str, dict]:
-    """The first batches to warm up with, then the rounds. name -> figures."""
+    """Warm up on the first batches, then run the rounds. Returns name -> figures."""
     sides = {"ours": Ours} if given.alone else {"ours": Ours, "peer": Peer}
     contenders = {
         f"{mode}, {side}": Contender(make, s, device=s.device)
@@ -268,9 +276,12 @@ def take_turns(settings: dict[str, Settings], batches: list[list[Encoded]], give
 
 
 def ratios(figures: dict[str, dict]) -> dict[str, dict]:
-    """What can be compared of what was measured."""
-    pairs = {"prefix: ours / peer": ("prefix, ours", "prefix, peer"), "finetune: ours / peer": ("finetune, ours", "finetune, peer"),
-             "ours: prefix / finetune": ("prefix, ours", "finetune, ours")}  # fmt: skip
+    """The ratios of those pairs that were measured."""
+    pairs = {
+        "prefix: ours / peer": ("prefix, ours", "prefix, peer"),
+        "finetune: ours / peer": ("finetune, ours", "finetune, peer"),
+        "ours: prefix / finetune": ("prefix, ours", "finetune, ours"),
+    }
     found = {}
     for name, (above, below) in pairs.items():
         if above in figures and below in figures:
@@ -280,19 +291,19 @@ def ratios(figures: dict[str, dict]) -> dict[str, dict]:
 
 
 def show_losses(report: dict, modes: list[str]) -> None:
-    """Do both compute the same? The first batch's loss, before any step and without dropout."""
+    """Print the first batch's loss, before any step and without dropout: both sides must compute the same."""
     for mode in modes:
         losses = [one["first_loss"] for name, one in report["contenders"].items() if name.startswith(mode)]
         print(f"{mode}: the first batch's loss is " + " and ".join(f"{loss:.4f}" for loss in losses) + " nats a token")
         if max(losses) - min(losses) > TOLERANCE[report["machine"]["dtype"]]:
-            print(f"{mode}: these losses differ, so the times do not compare")
+            print(f"{mode}: these losses differ, so the speeds cannot be compared")
 
 
 # ----------------------------------------------------------------------------- growth
 
 
 def growth(given) -> dict[str, list[dict]]:
-    """Ours in prefix mode, one thing varied at a time: quantity -> its lines, each from a process of its own."""
+    """Ours in prefix mode, one quantity varied at a time: quantity -> its lines, each from a process of its own."""
     sizes = given.sizes or (["gpt2", "gpt2-medium"] if given.model in CONFIGS else [given.model])
     values = {"prefix_len": PREFIX_LENS, "batch_size": BATCH_SIZES, "model": sizes}
     return {
@@ -302,7 +313,7 @@ def growth(given) -> dict[str, list[dict]]:
 
 
 def alone(given, name: str, value) -> dict:
-    """About as many examples as in a round of the comparison."""
+    """Speed and memory of ours with one changed setting, on about as many examples as a round of the comparison has."""
     s = settings_of(given, **{name: value})
     steps = max(2, given.steps * given.batch_size // s.batch_size)
     warm_up = min(given.warm_up, steps)
@@ -319,7 +330,7 @@ def alone(given, name: str, value) -> dict:
 
 
 def show_value(value):
-    """A model's folder by its name."""
+    """A value as the report names it: a model's folder by its last part."""
     return Path(value).name if isinstance(value, str) else value
 
 

@@ -1,16 +1,16 @@
-"""Where the time of our training step goes, and how fast its matrix products are.
+"""Where the time of a training step goes, and how fast its matrix products are.
 
     python benchmarks/where_time_goes.py                       prefix and fine-tuning, GPT-2 small with random weights
     python benchmarks/where_time_goes.py --modes prefix --dtype fp32
 
-The arithmetic of a step is in its matrix products, so their speed alone would be the limit; whatever else is done comes on top of it.
-The steps are `train.update` on batches like training.py's, seen by PyTorch's profiler: each operator with the time spent in itself, and
-the floating-point operations that the profiler counts for products. Python's own time, between the operators, is the rest.
+Nearly all arithmetic of a step is in its matrix products, so their speed is the limit; all other operators add to the
+time. The steps are `train.update` on batches as in training.py. PyTorch's profiler gives each operator's own time, and
+the floating-point operations of products. The rest is Python's own time between the operators.
 
-The profiler slows a step down, by a quarter with a prefix and by half in fine-tuning, whose large copies suffer most: read the shares
-as estimates. How long a step takes without it stands beside, from steps taken just before.
+The profiler slows a step down, by a quarter with a prefix and by half in fine-tuning, whose large copies suffer most.
+Read the shares as estimates. The time of a step without the profiler is given too, from steps taken just before.
 
-Prints a table and writes it to results/where_time_goes.json. On a CPU alone.
+Prints a table and writes it to results/where_time_goes.json. Only for the CPU.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from harness.files import InputError, exit_on_input_error
 from harness.runs import write_json
 from training import Ours, make_batches, settings_of
 
-# Operators by what they are for. Whatever is in none of these is "other operators".
+# Operators by their purpose. All that are not listed are "other operators".
 KINDS = {
     "products with weights": ("mm", "addmm"),
     "attention's products": ("bmm", "baddbmm"),
@@ -54,7 +54,8 @@ KINDS = {
 
 @exit_on_input_error
 def main() -> None:
-    parser = argparse.ArgumentParser(allow_abbrev=False, description="Where the time of a training step goes.")
+    """The command line."""
+    parser = argparse.ArgumentParser(allow_abbrev=False, description="Measure where the time of a training step goes.")
     parser.add_argument(
         "--model", default="gpt2", help="gpt2 .. gpt2-xl, with random weights, or a folder (default: gpt2)"
     )
@@ -62,10 +63,10 @@ def main() -> None:
         "--modes", nargs="+", default=["prefix", "finetune"], choices=("prefix", "finetune"), help="(default: both)"
     )
     parser.add_argument(
-        "--dtype", default="auto", choices=("auto", "bf16", "fp32"), help="(default: bf16 where the hardware has it)"
+        "--dtype", default="auto", choices=("auto", "bf16", "fp32"), help="(default: bf16 if the hardware has it)"
     )
-    parser.add_argument("--steps", type=int, default=20, help="steps that are looked at (default: 20)")
-    parser.add_argument("--warm_up", type=int, default=12, help="steps before (default: 12)")
+    parser.add_argument("--steps", type=int, default=20, help="steps that are profiled (default: 20)")
+    parser.add_argument("--warm_up", type=int, default=12, help="steps before them (default: 12)")
     parser.add_argument(
         "--out",
         type=Path,
@@ -90,7 +91,7 @@ def main() -> None:
 
 
 def look_at(ours: Ours, batches: list, steps: int) -> dict:
-    """Milliseconds of a step without and under the profiler, by kind of operator, and the speed of its products."""
+    """Milliseconds of a step without the profiler and under it, by kind of operator, and the speed of its products."""
     ours.train(batches[: -2 * steps])
     began = time.perf_counter()
     ours.train(batches[-2 * steps : -steps])
@@ -118,13 +119,15 @@ def look_at(ours: Ours, batches: list, steps: int) -> dict:
 
 
 def show(mode: str, found: dict) -> None:
+    """Print a mode's table."""
     print(
         f"\n{mode}: a step takes {found['ms_a_step']:.0f} ms ({found['ms_a_step_profiled']:.0f} ms under the profiler)"
     )
     for kind, ms in sorted(found["ms"].items(), key=lambda pair: -pair[1]):
         print(f"{kind:48}{ms:8.1f} ms{100 * ms / found['ms_a_step_profiled']:6.1f} %")
     print(
-        f"{found['gflop_a_step']:.0f} GFLOP a step: {found['tflop_per_s_of_products']:.2f} TFLOP/s in products, {found['tflop_per_s']:.2f} in all"
+        f"{found['gflop_a_step']:.0f} GFLOP a step: {found['tflop_per_s_of_products']:.2f} TFLOP/s in products,"
+        f" {found['tflop_per_s']:.2f} in all"
     )
 
 

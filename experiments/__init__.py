@@ -1,13 +1,13 @@
-"""The poster's experiment: many runs, one table, a few figures. To be read in this order:
+"""The poster's experiment: many runs, one table, a few figures. In reading order:
 
-grid.py         which runs: the cells, their settings, whose learning rate each takes
-zero_shot.py    the two cells in which nothing is trained
-search.py       the learning rates, chosen on the validation set
-estimate.py     how long it will take
-reproduce.py    the command that runs one cell after another
-record.py       a finished run becomes a row of results/MODEL/runs.csv, its outputs, its curves
-slots.py        which of a table's values a text says, omits, invents
-summary.py      the rows by cell: means and spreads over the seeds
-report.py       from results/MODEL alone: the tables and the sheet of samples
-figures.py      and the figures
+grid.py         the runs: the cells, their settings, and the family whose learning rate each takes
+zero_shot.py    the two cells without training
+search.py       learning rates, chosen on the validation set
+estimate.py     the expected running time
+reproduce.py    the command that runs the cells one after another
+record.py       adds a finished run to results/MODEL: its row in runs.csv, its outputs, its loss curves
+slots.py        which of a table's values a text states, omits or invents
+summary.py      means and spreads over the seeds of a cell
+report.py       the tables and the sheet of samples, from results/MODEL alone
+figures.py      the figures
 """

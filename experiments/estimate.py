@@ -1,9 +1,9 @@
-"""How long the grid will take: from the runs that have finished on this machine, or else from a short timing.
+"""How long the grid will take, estimated from the runs that have finished on this machine, or from a short timing.
 
     seconds of a run = steps * s_step + validations * s_validation + s_decoding
 
-Fine-tuning has costs of its own; the other modes cost nearly the same, and are one kind. The timing decodes with an
-untrained prefix, which seldom ends a text, so that its estimate of decoding is high.
+Fine-tuning is timed separately; the other modes cost nearly the same and share one estimate. The timing decodes with an
+untrained prefix, which rarely generates an end token, so it overestimates decoding.
 """
 
 import math
@@ -40,12 +40,12 @@ def kind(run: Run) -> str:
 
 
 def validations(run: Run) -> int:
-    """How often a run looks at the validation set."""
+    """How many times a run computes the validation loss."""
     return math.ceil(run.steps / run.settings.valid_every) if run.steps else 0
 
 
 def from_rows(rows: dict[str, dict[str, str]], settings: Settings) -> dict[str, Cost]:
-    """The median costs of finished runs, by kind, of those that ran on such a machine."""
+    """The median costs of the finished runs, by kind; only runs on the same class of machine count."""
     machine = describe_machine(settings.device, settings.dtype)
     own_class = (machine_class(machine), machine["dtype"])
     here = [row for row in rows.values() if (row["machine"], row["dtype"]) == own_class and int(row["steps"])]
@@ -53,20 +53,18 @@ def from_rows(rows: dict[str, dict[str, str]], settings: Settings) -> dict[str, 
     for name in ("prefix", "finetune"):
         own = [row for row in here if (row["mode"] == "finetune") == (name == "finetune")]
         if own:
-            costs[name] = Cost(*(
-                statistics.median(float(row[f"{what}_seconds"]) / max(1, int(row[count] if count else 1)) for row in own)
-                for what, count in (("training", "steps"), ("validation", "validations"), ("decoding", None))
-            ))  # fmt: skip
+            per_step = [float(row["training_seconds"]) / int(row["steps"]) for row in own]
+            per_validation = [float(row["validation_seconds"]) / max(1, int(row["validations"])) for row in own]
+            decoding = [float(row["decoding_seconds"]) for row in own]
+            costs[name] = Cost(*map(statistics.median, (per_step, per_validation, decoding)))
     return costs
 
 
 def measure(settings: Settings) -> Cost:
-    """A few steps, a part of a validation, a few tables decoded, each scaled up to the whole."""
+    """Time a few steps, part of a validation and the decoding of a few tables, and scale each up to the whole."""
     tokenizer = load_tokenizer(settings.model)
     pad, room = tokenizer.eot_token, load_config(settings.model).n_positions - (settings.prefix_len or 0)
-    model, prefix = start_model(
-        replace(settings, init_text=None)
-    )  # fitting it to words takes its time, and changes nothing here
+    model, prefix = start_model(replace(settings, init_text=None))  # fitting the prefix to words would only take time
     learned = model if prefix is None else prefix
     optimizer = adamw(learned.parameters(), settings.lr, settings.weight_decay)
     engine, n = settings.engine, settings.batch_size
@@ -74,7 +72,7 @@ def measure(settings: Settings) -> Cost:
     examples = encode(tokenizer, load_split(settings.data, "train")[: (TIMED_STEPS + 1) * n], room)
     model.train(settings.dropout > 0)
     for step in range(TIMED_STEPS + 1):
-        if step == 1:  # the first one warms up
+        if step == 1:  # step 0 is the warm-up
             began = time.monotonic()
         batch = collate([examples[i % len(examples)] for i in range(step * n, (step + 1) * n)], pad).to(settings.device)
         update(model, optimizer, [batch], n, 0.0, settings.clip, loss_of, clip)
@@ -96,9 +94,9 @@ def measure(settings: Settings) -> Cost:
 
 
 def costs_of(runs: list[Run], rows: dict[str, dict[str, str]]) -> dict[str, Cost]:
-    """Costs of the kinds that these runs are of: known ones, and the others timed now."""
+    """The costs of these runs' kinds: from finished runs where there are any, otherwise timed now."""
     costs = from_rows(rows, runs[0].settings) if runs else {}
-    for run in sorted(runs, key=lambda run: run.steps == 0):  # one that is trained, if there is one
+    for run in sorted(runs, key=lambda run: run.steps == 0):  # time a run with training if there is one
         if kind(run) not in costs:
             print(f"timing {TIMED_STEPS} steps of {run.name} …", flush=True)
             costs[kind(run)] = measure(run.settings)
@@ -106,6 +104,6 @@ def costs_of(runs: list[Run], rows: dict[str, dict[str, str]]) -> dict[str, Cost
 
 
 def seconds(run: Run, costs: dict[str, Cost]) -> float:
-    """What a run will take."""
+    """The estimated duration of a run."""
     cost = costs[kind(run)]
     return run.steps * cost.step + validations(run) * cost.validation + cost.decoding

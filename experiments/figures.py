@@ -1,8 +1,8 @@
-"""The figures, as SVG and PNG, from the summaries and curves of the results.
+"""The figures, as SVG and PNG, from the summaries and loss curves of the results.
 
-The SVG's bytes depend on the results alone: its ids come from a fixed salt, and it states no date. Colours are those of Okabe and
-Ito, which people with any kind of colour vision tell apart; markers and line styles differ too. Error bars are the standard
-deviation over seeds, where there are several; the bands around loss curves their range.
+The SVG files depend on the results only: their ids come from a fixed salt, and they contain no date. The colours are
+Okabe and Ito's palette, which readers with any colour vision can tell apart; markers and line styles differ too.
+Error bars show the standard deviation over seeds, if there are several; the bands around loss curves show the range.
 """
 
 from pathlib import Path
@@ -18,14 +18,15 @@ from harness.files import InputError
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#767676"
 COLOURS = {"prefix": BLUE, "infix": ORANGE, "embedding": GREEN, "finetune": RED, "zero-shot": GREY}
 STYLE = {
-    "font.size": 13, "axes.labelsize": 13, "legend.fontsize": 12, "legend.frameon": False, "lines.linewidth": 2, "lines.markersize": 7,
-    "axes.spines.top": False, "axes.spines.right": False, "errorbar.capsize": 4, "svg.hashsalt": "prefix-tuning", "figure.dpi": 150,
+    "font.size": 13, "axes.labelsize": 13, "legend.fontsize": 12, "legend.frameon": False, "lines.linewidth": 2,
+    "lines.markersize": 7, "axes.spines.top": False, "axes.spines.right": False, "errorbar.capsize": 4,
+    "svg.hashsalt": "prefix-tuning", "figure.dpi": 150,
 }  # fmt: skip
 Cells = dict[str, Summary]
 
 
 def draw_all(results: Path, cells: Cells) -> list[Path]:
-    """Draw what the results have the runs for, and remove what they no longer have them for; returns the files."""
+    """Draw each figure that has its runs in the results and delete the others' files; returns the files written."""
     figures = {"length": length, "modes": modes, "loss": loss, "time": time, "low_data": low_data}
     written = []
     with matplotlib.rc_context({**matplotlib.rcParamsDefault, **STYLE, "backend": "agg"}):
@@ -43,25 +44,28 @@ def draw_all(results: Path, cells: Cells) -> list[Path]:
     return written
 
 
-def new(width: float, height: float, columns: int = 1, **options) -> tuple[Figure, list]:
-    """An empty figure and its axes; inches."""
+def new_figure(width: float, height: float, columns: int = 1, **options) -> tuple[Figure, list]:
+    """An empty figure and its axes. Sizes are in inches."""
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, list(figure.subplots(1, columns, squeeze=False, **options)[0])
 
 
 def of_test_set(cells: Cells) -> str:
-    """For an axis: "BLEU, test set (mini)"."""
+    """The label of an axis: "BLEU, test set (mini)"."""
     return f"BLEU, test set ({next(iter(cells.values())).first['model']})"
 
 
 def bleu(cell: Summary) -> tuple[float, float]:
-    """(mean, spread or 0) in points."""
+    """(mean, spread or 0), both times 100."""
     return 100 * cell.mean("BLEU"), 100 * (cell.spread("BLEU") or 0)
 
 
 def length(results: Path, cells: Cells) -> Figure | None:
-    """BLEU by prefix length: prefix, infix, embedding-only; fine-tuning as a line; the poster's curve. None for fewer than two lengths."""
-    figure, (axes,) = new(7.5, 5.6)
+    """BLEU by prefix length: prefix, infix, embedding-only, fine-tuning as a line, and the poster's curve.
+
+    None if there are fewer than two lengths.
+    """
+    figure, (axes,) = new_figure(7.5, 5.6)
     lengths = set()
     for mode, label, marker in (
         ("prefix", "prefix", "o"),
@@ -95,67 +99,48 @@ def length(results: Path, cells: Cells) -> Figure | None:
 
 
 def modes(results: Path, cells: Cells) -> Figure | None:
-    """Bars: BLEU, and the share of the tables' values that are said, by what is learned."""
+    """Bars by what is learned: BLEU, and the share of the tables' values that the texts state."""
     shown = ("zeroshot", "prompt", "embedding10", "infix10", "prefix5-direct", "prefix5", "prefix10", "finetune")
     names = [name for name in shown if name in cells]
     if len(names) < 2:
         return None
-    figure, panels = new(9, 1.4 + 0.5 * len(names), 2, sharey=True)
+    figure, panels = new_figure(9, 1.4 + 0.5 * len(names), 2, sharey=True)
     places = range(len(names))[::-1]
-    for axes, column, label in (
-        (panels[0], "BLEU", of_test_set(cells)),
-        (panels[1], "values_said", "table values said, %"),
-    ):
+    for axes, column, label in zip(panels, ("BLEU", "values_said"), (of_test_set(cells), "table values said, %")):
         for place, name in zip(places, names):
             value, spread = 100 * cells[name].mean(column), cells[name].spread(column)
-            axes.barh(
-                place,
-                value,
-                color=COLOURS[cells[name].first["mode"]],
-                height=0.65,
-                xerr=None if spread is None else 100 * spread,
-            )
-            axes.annotate(
-                f"{value:.1f}",
-                (value + 100 * (spread or 0), place),
-                xytext=(8, 0),
-                textcoords="offset points",
-                va="center",
-            )
+            add_bar(axes, place, value, spread and 100 * spread, f"{value:.1f}", cells[name])
         axes.set_xlabel(label)
         axes.set_xlim(0, max(axes.get_xlim()[1], 1) * 1.2)
     panels[0].set_yticks(list(places), [cells[name].label for name in names])
     return figure
 
 
+def add_bar(axes, place: int, value: float, spread: float | None, text: str, cell: Summary) -> None:
+    """A horizontal bar in the colour of the cell's mode, with its error bar and a text to the right of it."""
+    axes.barh(place, value, color=COLOURS[cell.first["mode"]], height=0.65, xerr=spread)
+    axes.annotate(text, (value + (spread or 0), place), xytext=(8, 0), textcoords="offset points", va="center")
+
+
 def loss(results: Path, cells: Cells) -> Figure | None:
-    """Training and validation loss over the examples seen; of several seeds the mean, and the range as a band."""
+    """Training and validation loss by examples seen; for several seeds the mean, with the range as a band."""
     shown = {
-        "finetune": ("-", "D"),
-        "prefix5": ("-", "o"),
-        "prefix5-direct": ("--", "v"),
-        "infix10": ("-", "s"),
+        "finetune": ("-", "D"), "prefix5": ("-", "o"), "prefix5-direct": ("--", "v"), "infix10": ("-", "s"),
         "embedding10": ("-", "^"),
-    }
+    }  # fmt: skip
     curves = {name: read_curves(results, cells[name]) for name in shown if name in cells}
     if not curves:
         return None
-    figure, panels = new(10, 5.4, 2, sharex=True)
+    figure, panels = new_figure(10, 5.4, 2, sharex=True)
     for axes, column, label in ((panels[0], "loss", "training"), (panels[1], "valid_loss", "validation")):
         for name, (thousands, losses) in curves.items():
             line, marker = shown[name]
             colour = COLOURS[cells[name].first["mode"]]
-            points = [
-                (x, [run[column] for run in runs])
-                for x, runs in zip(thousands, losses)
-                if all(run[column] for run in runs)
-            ]
-            x, values = [x for x, _ in points], [[float(v) for v in values] for _, values in points]
-            axes.plot(x, [sum(v) / len(v) for v in values], line, color=colour, marker=marker if column == "valid_loss" else "",
-                      label=cells[name].label if column == "valid_loss" else None)  # fmt: skip
-            axes.fill_between(
-                x, [min(v) for v in values], [max(v) for v in values], color=colour, alpha=0.2, linewidth=0
-            )
+            extra = {"marker": marker, "label": cells[name].label} if column == "valid_loss" else {}
+            logged = [i for i, runs in enumerate(losses) if all(run[column] for run in runs)]
+            x, values = [thousands[i] for i in logged], [[float(run[column]) for run in losses[i]] for i in logged]
+            axes.plot(x, [sum(v) / len(v) for v in values], line, color=colour, **extra)
+            axes.fill_between(x, list(map(min, values)), list(map(max, values)), color=colour, alpha=0.2, linewidth=0)
         axes.set_xlabel("examples seen, thousands")
         axes.set_ylabel(f"{label} loss, nats a token")
         axes.grid(alpha=0.3)
@@ -164,47 +149,40 @@ def loss(results: Path, cells: Cells) -> Figure | None:
 
 
 def read_curves(results: Path, cell: Summary) -> tuple[list[float], list[list[dict]]]:
-    """(thousands of examples, and for each of them the runs' lines) of a cell's curves, where all its runs have one."""
+    """A cell's loss curves at the steps that all its runs have: (thousands of examples, at each the runs' lines)."""
+    folder, runs = results / "curves", []
     for row in cell.rows:
-        if not (results / "curves" / f"{row['run']}.csv").exists():
+        path = folder / f"{row['run']}.csv"
+        if not path.exists():
             raise InputError(
-                f"{results / 'curves'} has no {row['run']}.csv, though runs.csv has the run: put it back, or delete the row"
+                f"{folder} has no {path.name}, though runs.csv has the run: put it back, or delete the row"
             )
-    runs = [
-        {int(line["step"]): line for line in read_rows(results / "curves" / f"{row['run']}.csv")} for row in cell.rows
-    ]
+        runs.append({int(line["step"]): line for line in read_rows(path)})
     steps = [step for step in runs[0] if all(step in run for run in runs)]
-    return [step * int(cell.first["batch_size"]) / 1000 for step in steps], [
-        [run[step] for run in runs] for step in steps
-    ]
+    thousands = [step * int(cell.first["batch_size"]) / 1000 for step in steps]
+    return thousands, [[run[step] for run in runs] for step in steps]
 
 
 def time(results: Path, cells: Cells) -> Figure | None:
-    """Training time a step beside fine-tuning's on the same machine; the poster's ratio."""
-    names = [
-        name
-        for name in ("finetune", "prefix1", "prefix5", "prefix20", "prefix40", "infix10", "embedding10")
-        if name in cells
-    ]
-    ratios = {name: relative_time(cells[name], cells) for name in names}
+    """Training time per step relative to fine-tuning on the same machine, and the poster's ratio."""
+    shown = ("finetune", "prefix1", "prefix5", "prefix20", "prefix40", "infix10", "embedding10")
+    ratios = {name: relative_time(cells[name], cells) for name in shown if name in cells}
     ratios = {name: ratio for name, ratio in ratios.items() if ratio is not None}
     if len(ratios) < 2:
         return None
-    figure, (axes,) = new(8, 1.6 + 0.5 * len(ratios))
+    figure, (axes,) = new_figure(8, 1.6 + 0.5 * len(ratios))
     places = range(len(ratios) + 1)[::-1]
     for place, (name, ratio) in zip(places, ratios.items()):
         cell = cells[name]
         unit = cell.mean("training_seconds") / ratio
         spread = cell.spread("training_seconds")
-        axes.barh(
-            place, ratio, color=COLOURS[cell.first["mode"]], height=0.65, xerr=None if spread is None else spread / unit
-        )
-        axes.annotate(f"{ratio:.2f}   {cell.mean('training_seconds') / 60:.1f} min", (ratio + (spread or 0) / unit, place), xytext=(8, 0),
-                      textcoords="offset points", va="center")  # fmt: skip
-    poster = POSTER_MINUTES["prefix5"] / POSTER_MINUTES["finetune"]
+        text = f"{ratio:.2f}   {cell.mean('training_seconds') / 60:.1f} min"
+        add_bar(axes, place, ratio, spread and spread / unit, text, cell)
+    minutes, of_minutes = POSTER_MINUTES["prefix5"], POSTER_MINUTES["finetune"]
+    poster = minutes / of_minutes
+    text = f"{poster:.2f}   {minutes:g} of {of_minutes:g} min"
     axes.barh(0, poster, color="white", edgecolor=GREY, hatch="///", height=0.65)
-    axes.annotate(f"{poster:.2f}   {POSTER_MINUTES['prefix5']:g} of {POSTER_MINUTES['finetune']:g} min", (poster, 0), xytext=(8, 0),
-                  textcoords="offset points", va="center")  # fmt: skip
+    axes.annotate(text, (poster, 0), xytext=(8, 0), textcoords="offset points", va="center")
     axes.set_yticks(list(places), [*(cells[name].label for name in ratios), "prefix, P = 5 (the poster)"])
     axes.set_xlim(0, 1.45 * max(1, *ratios.values()))
     row = cells["finetune"].first
@@ -213,17 +191,17 @@ def time(results: Path, cells: Cells) -> Figure | None:
 
 
 def low_data(results: Path, cells: Cells) -> Figure | None:
-    """BLEU by the number of training examples, prefix beside fine-tuning."""
+    """BLEU by the number of training examples, of the prefix and of fine-tuning."""
     sizes = (50, 100, 200, 500)
     if not any(f"low{n}-{mode}" in cells for n in sizes for mode in ("prefix", "finetune")):
         return None
-    figure, (axes,) = new(7, 5)
-    # a little aside of each other, so that the spreads can be told apart
-    for mode, label, marker, aside in (
+    figure, (axes,) = new_figure(7, 5)
+    # slightly shifted, so that the error bars do not overlap
+    for mode, label, marker, shift in (
         ("prefix", "prefix, begins as words", "o", 0.98),
         ("finetune", "fine-tune", "D", 1.02),
     ):
-        points = [(aside * n, *bleu(cells[f"low{n}-{mode}"])) for n in sizes if f"low{n}-{mode}" in cells]
+        points = [(shift * n, *bleu(cells[f"low{n}-{mode}"])) for n in sizes if f"low{n}-{mode}" in cells]
         if points:
             x, y, spread = zip(*points)
             axes.errorbar(x, y, yerr=spread if any(spread) else None, marker=marker, color=COLOURS[mode], label=label)

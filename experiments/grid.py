@@ -1,15 +1,16 @@
-"""The grid: which runs make up the poster's experiment and the paper's ablations, declared.
+"""The grid: the runs that make up the poster's experiment and the paper's ablations, as a declaration.
 
-A cell is a configuration; with a seed it is a run, `prefix5-seed101` (where nothing is trained there is no seed). All that a cell
-does not state is the paper's setting, train.py's default: batches of 10, 5 epochs, AdamW with linear decay, beam 5. Two
-things depend on the model:
+A cell is a configuration; a cell with a seed is a run, `prefix5-seed101` (a cell without training has no seed).
+Settings that a cell does not name are the paper's, train.py's defaults: batches of 10, 5 epochs, AdamW with linear
+decay, beam 5. Two settings depend on the model:
 
-* the learning rates, one a family of cells (PUBLISHED_RATES; or those that search.py has found for the model);
-* P of the initialisation from words, which is the number of tokens that the model's own vocabulary cuts WORDS into
-  (6 in GPT-2's). The cell that begins at random has the same P.
+* the learning rates, one per family of cells: PUBLISHED_RATES, or those that search.py has found for the model;
+* P of the initialisation from words, which is the number of tokens of WORDS in the model's vocabulary (6 in GPT-2's).
+  The cell with random initialisation has the same P.
 
-In low data (the paper's section 6.3) the prefix begins as the words' activations, the learning rate rises over the first 100
-steps, and the weights with the best validation loss are kept. Where a run has but 100 steps it rises to the last.
+With few training examples (the paper's section 6.3, low-data settings) the prefix starts from the words' activations,
+the learning rate rises over the first 100 steps, and the weights with the best validation loss are kept. A run of 100
+steps is all warm-up.
 """
 
 import math
@@ -19,7 +20,7 @@ from e2e_data import load_split
 from harness.files import InputError
 from harness.settings import Settings, init_tokens
 
-WORDS = "table-to-text:"  # what the prefix begins as with few data (the paper), and what the untuned model is told
+WORDS = "table-to-text:"  # initialises the prefix in low-data settings (the paper), and prompts the untuned model
 SEEDS = (101, 102, 103)
 LOW_DATA_STEPS = {
     "prefix": {50: 200, 100: 200, 200: 200, 500: 400},
@@ -27,17 +28,19 @@ LOW_DATA_STEPS = {
 }
 LOW_DATA = {"warmup_steps": 100, "keep": "best"}
 
-# The paper's code has rates for the prefix and for fine-tuning, with all data and with few; the relatives take the prefix's.
+# The paper's code has rates for the prefix and for fine-tuning, with full data and low data. The other modes use the
+# prefix's.
 PUBLISHED_RATES = {
-    "prefix": 8e-5, "infix": 8e-5, "embedding": 8e-5, "direct": 8e-5, "finetune": 5e-5, "low-prefix": 5e-5, "low-finetune": 5e-5,
+    "prefix": 8e-5, "infix": 8e-5, "embedding": 8e-5, "direct": 8e-5, "finetune": 5e-5, "low-prefix": 5e-5,
+    "low-finetune": 5e-5,
 }  # fmt: skip
 
-# BLEU that others report for a cell: the poster (GPT-2 small by all signs), the paper (GPT-2 medium).
+# Published BLEU of a cell: the poster's (the size is not stated; GPT-2 small by inference), the paper's (GPT-2 medium).
 BLEU_ELSEWHERE = {
-    "prefix1": "59.5 (poster)", "prefix3": "65.6 (poster)", "prefix5": "68.5 (poster), 70.3 (paper, medium)", "prefix10": "68.9 (poster)",
-    "prefix20": "69.0 (poster)", "finetune": "70.3 (poster), 68.8 (paper, medium)", "embedding1": "48.1 (paper, medium)",
-    "embedding10": "62.2 (paper, medium)", "embedding20": "61.9 (paper, medium)", "infix1": "67.9 (paper, medium)",
-    "infix10": "67.2 (paper, medium)", "infix20": "66.7 (paper, medium)",
+    "prefix1": "59.5 (poster)", "prefix3": "65.6 (poster)", "prefix5": "68.5 (poster), 70.3 (paper, medium)",
+    "prefix10": "68.9 (poster)", "prefix20": "69.0 (poster)", "finetune": "70.3 (poster), 68.8 (paper, medium)",
+    "embedding1": "48.1 (paper, medium)", "embedding10": "62.2 (paper, medium)", "embedding20": "61.9 (paper, medium)",
+    "infix1": "67.9 (paper, medium)", "infix10": "67.2 (paper, medium)", "infix20": "66.7 (paper, medium)",
 }  # fmt: skip
 POSTER_LENGTHS = {1: 59.5, 3: 65.6, 5: 68.5, 10: 68.9, 20: 69.0}
 POSTER_MINUTES = {"prefix5": 10.0, "finetune": 17.5}
@@ -49,14 +52,14 @@ class Cell:
 
     name: str
     label: str  # in tables and figures
-    flags: dict = field(default_factory=dict)  # of train.py, where they differ from its defaults
-    rate: str | None = None  # the family whose learning rate it takes; None: nothing is trained
+    flags: dict = field(default_factory=dict)  # train.py's flags that differ from its defaults
+    rate: str | None = None  # the family whose learning rate it takes; None: no training
     prompt: str = ""  # words in front of each table
-    all_seeds: bool = False  # a run for each seed; else for the first
+    all_seeds: bool = False  # one run per seed; otherwise the first seed only
 
 
 def grid(n_words: int) -> list[Cell]:
-    """All cells, those first that the poster's table needs. n_words: tokens in WORDS."""
+    """All cells, those of the poster's table first. n_words: the number of tokens in WORDS."""
     cells = [
         Cell("zeroshot", "untuned"),
         Cell("prompt", f"untuned, “{WORDS}” in front", prompt=WORDS),
@@ -66,10 +69,8 @@ def grid(n_words: int) -> list[Cell]:
         Cell(f"prefix{P}", f"prefix, P = {P}", {"mode": "prefix", "prefix_len": P}, "prefix", all_seeds=P == 5)
         for P in (5, 1, 3, 10, 20, 40)
     ]
-    for mode, name in (
-        ("infix", "infix"),
-        ("embedding", "embedding-only"),
-    ):  # infix is near the prefix: seeds tell how near
+    for mode, name in (("infix", "infix"), ("embedding", "embedding-only")):
+        # infix runs with all seeds: its scores are close to the prefix's
         cells += [
             Cell(f"{mode}{P}", f"{name}, P = {P}", {"mode": mode, "prefix_len": P}, mode, all_seeds=mode == "infix")
             for P in (1, 10, 20)
@@ -84,7 +85,7 @@ def grid(n_words: int) -> list[Cell]:
         Cell("init-random", "begins at random", {"mode": "prefix", "prefix_len": n_words}, "prefix"),
         Cell("init-words", f"begins as “{WORDS}”", {"mode": "prefix", "init_text": WORDS}, "prefix"),
     ]
-    for n in (50, 100, 200, 500):  # which examples these are depends on the seed, and much on them
+    for n in (50, 100, 200, 500):  # the seed also draws the examples, which strongly affect the result
         for mode, own in (("prefix", {"init_text": WORDS}), ("finetune", {})):
             flags = {"mode": mode, "train_examples": n, "max_steps": LOW_DATA_STEPS[mode][n]} | own | LOW_DATA
             name = "fine-tune" if mode == "finetune" else mode
@@ -94,7 +95,7 @@ def grid(n_words: int) -> list[Cell]:
 
 @dataclass(frozen=True)
 class Run:
-    """A cell with a seed, and what train.py is told."""
+    """A cell with a seed, and train.py's settings for it."""
 
     name: str
     cell: Cell
@@ -105,10 +106,10 @@ class Run:
 def plan(base: dict, rates: dict[str, float], folder: str, seeds: tuple[int, ...] = SEEDS) -> list[Run]:
     """The grid's runs, in order.
 
-    base    flags of train.py that hold for all runs: model, data, device, ...; max_steps bounds every run, low data too
+    base    train.py's flags for all runs: model, data, device, ...; max_steps limits every run, the low-data runs too
     rates   family -> learning rate
-    folder  where the runs' folders are to be
-    Raises InputError for what a run's settings do not allow.
+    folder  parent of the runs' folders
+    Raises InputError for invalid settings.
     """
     given = Settings(**base)
     n_train = len(load_split(given.data, "train"))
@@ -117,7 +118,7 @@ def plan(base: dict, rates: dict[str, float], folder: str, seeds: tuple[int, ...
     for cell in grid(n_words):
         for seed in seeds if cell.all_seeds else seeds[:1]:
             name = f"{cell.name}-seed{seed}" if cell.rate else cell.name
-            if cell.rate is None:  # decoding settings count, and mode "finetune" has no prefix
+            if cell.rate is None:  # only the decoding settings matter; mode "finetune" has no prefix
                 settings, steps = replace(given, mode="finetune", seed=seed, out=f"{folder}/{name}").resolve(), 0
             else:
                 settings, steps = cell_settings(given, cell, seed, rates[cell.rate], n_train)
@@ -127,21 +128,20 @@ def plan(base: dict, rates: dict[str, float], folder: str, seeds: tuple[int, ...
 
 
 def cell_settings(given: Settings, cell: Cell, seed: int, lr: float, n_train: int) -> tuple[Settings, int]:
-    """The settings of a cell that is trained, before they are resolved, and its number of steps."""
+    """The settings of a trained cell, before `resolve`, and its number of steps."""
     low = "train_examples" in cell.flags
     steps = given.max_steps or given.epochs * math.ceil(n_train / given.batch_size)
     if low:
         steps = min(cell.flags["max_steps"], given.max_steps or math.inf)
     settings = replace(
         given, **cell.flags | {"max_steps": steps if low else given.max_steps}, seed=seed, lr=lr,
-        log_every=max(1, steps // 100), valid_every=math.ceil(steps / 5),  # with 5 epochs: after each
+        log_every=max(1, steps // 100), valid_every=math.ceil(steps / 5),  # with 5 epochs: after each epoch
     )  # fmt: skip
     return replace(settings, warmup_steps=min(settings.warmup_steps, steps - 1)), steps
 
 
 def check_families(rates: dict[str, float], where: str) -> None:
-    """Raise InputError when a family of the grid lacks its rate."""
-    if missing := PUBLISHED_RATES.keys() - rates.keys():
-        raise InputError(
-            f"{where} has no learning rate for {', '.join(sorted(missing))}: run python experiments/search.py for this model"
-        )
+    """Raise InputError if a family of the grid has no learning rate."""
+    if missing := ", ".join(sorted(PUBLISHED_RATES.keys() - rates.keys())):
+        command = "python experiments/search.py"
+        raise InputError(f"{where} has no learning rate for {missing}: run {command} for this model")

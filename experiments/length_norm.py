@@ -1,13 +1,14 @@
-"""How much of a score is the length of the texts: finished runs of the grid, decoded again with each length_norm.
+"""How much of a score is due to the length of the texts: decode finished runs again with each length_norm.
 
     python experiments/length_norm.py --results results/mini --only prefix5-seed101 finetune-seed101
 
-A hypothesis is ranked by its summed log-probability, divided by a length or not (beam.py). Every token makes the sum smaller, so
-what is divided by less prefers shorter texts, the more so the less sure the model is of its tokens; and BLEU punishes short texts.
+Beam search ranks a hypothesis by its summed log-probability, divided by a length or not (beam.py). Every token lowers
+the sum. The smaller the divisor, the more a short text is favoured, and the effect grows with the model's uncertainty
+about its tokens. BLEU penalises short texts.
 
-Needs the runs' folders that reproduce.py has left. Writes length_norm.csv, a line for each run and length_norm, with its scores on
-the reference scorer's scale and the words of a text on average, and the texts into outputs/RUN-length_norm_NORM.txt. What has
-been decoded already is not decoded again, and other runs' lines stay.
+Needs the runs' folders that reproduce.py has written. Writes length_norm.csv, a line for each run and length_norm,
+with the scores on the reference scorer's scale and the average number of words of a text; the texts go to
+outputs/RUN-length_norm_NORM.txt. Finished decodings are reused, and other runs' lines are kept.
 """
 
 import argparse
@@ -32,15 +33,15 @@ COLUMNS = ("run", "length_norm", *metrics.CORPUS_KEYS, "words_a_text")
 
 
 def decoded(folder: Path, norm: str, row: dict[str, str], device: str) -> tuple[dict[str, float], str]:
-    """The scores and the texts, a line each, of the run in `folder`, which has this row in runs.csv, decoded with length_norm `norm`."""
+    """Decode the run in `folder`, whose row in runs.csv is `row`, with length_norm `norm`: (scores, texts as lines)."""
     ending = "" if norm == row["length_norm"] else f"-length_norm_{norm}"
-    if not (folder / f"evaluation{ending}.json").exists():  # which is written last
+    if not (folder / f"evaluation{ending}.json").exists():  # the file that evaluation writes last
         evaluate_run(folder, length_norm=norm, device=device, dtype=row["dtype"])
     return json.loads(read_text(folder / f"scores{ending}.json")), read_text(folder / f"outputs{ending}.txt")
 
 
 def words_a_text(texts: str) -> float:
-    """Words, as spaces separate them, of a line on average."""
+    """The average number of white-space separated words in a line."""
     return len(texts.split()) / texts.count("\n")
 
 
@@ -53,10 +54,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--results", type=Path, required=True, help="a folder that reproduce.py wrote, e.g. results/mini"
     )
-    parser.add_argument("--runs", type=Path, help="folder of the runs' folders (default: runs/MODEL-grid)")
-    only_help = "runs by name, with * and ? (default: all that were trained)"
+    parser.add_argument("--runs", type=Path, help="parent of the runs' folders (default: runs/MODEL-grid)")
+    only_help = "names of runs, wildcards * and ? (default: all trained runs)"
     parser.add_argument("--only", nargs="+", metavar="PATTERN", default=["*"], help=only_help)
-    parser.add_argument("--device", default="auto", help="cpu, cuda (default: cuda where there is one)")
+    parser.add_argument("--device", default="auto", help="cpu, cuda (default: cuda if there is one)")
     given = parser.parse_args(argv)
     results = given.results.resolve()
     folder = given.runs or ROOT / "runs" / f"{results.name}-grid"

@@ -1,12 +1,12 @@
-"""A finished run becomes part of results/MODEL, which is all that the report is made from:
+"""Add a finished run to results/MODEL. The report is made from these files alone:
 
-    runs.csv             one row a run: settings, scores, sizes, times, machine, revision
-    outputs/NAME.txt     what it said, a line for each distinct test table
-    curves/NAME.csv      step, loss (training), valid_loss, both in nats a token
-    samples/NAME.csv     its best and its worst sentences beside their tables, with slot errors
+    runs.csv             one row per run: settings, scores, sizes, times, machine, revision
+    outputs/NAME.txt     the generated texts, a line for each distinct test table
+    curves/NAME.csv      step, loss (training), valid_loss, both in nats per token
+    samples/NAME.csv     the best and the worst texts with their tables and slot errors
 
-The row is written last, so a run with a row is complete. BLEU, METEOR and ROUGE-L are on the reference scorer's scale,
-0 to 1; a cell that has no value, or a score that could not be computed, is empty.
+The row is written last, so a run that has a row is complete. BLEU, METEOR and ROUGE-L are on the reference scorer's
+scale, 0 to 1. A cell is empty if it does not apply to the run or its score could not be computed.
 """
 
 import csv
@@ -25,38 +25,23 @@ from harness.settings import SEARCH
 
 ROOT = Path(__file__).resolve().parents[1]
 E2E = "E2E, the paper's files"
-SAMPLES = 3  # best, and as many worst
-# The columns that say what a run is: if one of them differs, it is another run.
+SAMPLES = 3  # of the best texts, and as many of the worst
+# The columns that identify a run: if one of them differs, it is another run.
 SETTINGS = (
-    "cell", "seed", "model", "weights", "data", "mode", "prefix_len", "mid_dim", "no_reparam", "init_text", "prompt", "train_examples",
-    "lr", "steps", "batch_size", "warmup_steps", "weight_decay", "clip", "dropout", "loss", "keep", "beam_size", "length_norm",
-    "max_new_tokens",
+    "cell", "seed", "model", "weights", "data", "mode", "prefix_len", "mid_dim", "no_reparam", "init_text", "prompt",
+    "train_examples", "lr", "steps", "batch_size", "warmup_steps", "weight_decay", "clip", "dropout", "loss", "keep",
+    "beam_size", "length_norm", "max_new_tokens",
 )  # fmt: skip
-SCORES = (*metrics.CORPUS_KEYS, "values_said", "values_invented")  # share of the tables' values; values a table
+SCORES = (*metrics.CORPUS_KEYS, "values_said", "values_invented")  # share of the tables' values; values per table
 SIZES = ("parameters_gpt2", "parameters_trained", "parameters_stored", "bytes_on_disk")
 COSTS = (
-    "training_examples",
-    "training_seconds",
-    "examples_per_s",
-    "validations",
-    "validation_seconds",
-    "tables",
+    "training_examples", "training_seconds", "examples_per_s", "validations", "validation_seconds", "tables",
     "decoding_seconds",
-)
+)  # fmt: skip
 COLUMNS = (
-    "run",
-    *SETTINGS,
-    *SCORES,
-    *SIZES,
-    *COSTS,
-    "valid_loss",
-    "best_valid_loss",
-    "machine",
-    "dtype",
-    "torch",
-    "signature",
-    "revision",
-)
+    "run", *SETTINGS, *SCORES, *SIZES, *COSTS, "valid_loss", "best_valid_loss", "machine", "dtype", "torch",
+    "signature", "revision",
+)  # fmt: skip
 SAMPLE_COLUMNS = ("which", "score", "value", "table", "output", "reference", "omitted", "invented")
 
 
@@ -64,12 +49,12 @@ SAMPLE_COLUMNS = ("which", "score", "value", "table", "output", "reference", "om
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
-    """The rows of a CSV file with a header; none where there is no file."""
+    """The rows of a CSV file with a header; none if the file does not exist."""
     return list(csv.DictReader(io.StringIO(read_text(path)))) if path.exists() else []
 
 
 def write_rows(path: Path, columns: tuple[str, ...], rows: list[dict]) -> None:
-    """Write a CSV file whole."""
+    """Write a CSV file atomically."""
     with write_atomic(path) as file:
         writer = csv.DictWriter(file, columns, lineterminator="\n")
         writer.writeheader()
@@ -77,7 +62,7 @@ def write_rows(path: Path, columns: tuple[str, ...], rows: list[dict]) -> None:
 
 
 def read_runs(results: Path) -> dict[str, dict[str, str]]:
-    """runs.csv, by run. Raises InputError when the file was made otherwise."""
+    """runs.csv, by run. Raises InputError if its columns are not those of this program."""
     rows = read_rows(results / "runs.csv")
     if any(list(row) != list(COLUMNS) or None in row.values() for row in rows):
         raise InputError(f"{results / 'runs.csv'} does not have the columns that this program writes: move it away")
@@ -85,7 +70,7 @@ def read_runs(results: Path) -> dict[str, dict[str, str]]:
 
 
 def number(value: float | None, digits: int) -> str:
-    """A number with so many decimals, or nothing."""
+    """A number with this many decimals; "" for None."""
     return "" if value is None else f"{value:.{digits}f}"
 
 
@@ -94,7 +79,7 @@ def number(value: float | None, digits: int) -> str:
 
 @lru_cache
 def data_label(folder: str | None) -> str:
-    """ "E2E, the paper's files", by their checksums and not by where they lie; else the folder's name."""
+    """ "E2E, the paper's files" if the checksums are theirs, wherever the folder is; otherwise the folder's name."""
     if folder is None or all(
         (Path(folder) / name).exists() and sha256_of(Path(folder) / name) == sha for name, sha in SHA256.items()
     ):
@@ -103,7 +88,7 @@ def data_label(folder: str | None) -> str:
 
 
 def identity(run: Run) -> dict[str, str]:
-    """The columns SETTINGS of a run; what does not concern it is empty."""
+    """The columns SETTINGS of a run; a setting that does not apply to it is empty."""
     s, trained = run.settings, run.cell.rate is not None
     row = {name: getattr(s, name, None) for name in SETTINGS}
     row |= {"cell": run.cell.name, "steps": run.steps, "prompt": run.cell.prompt, "no_reparam": s.no_reparam or None}
@@ -117,23 +102,19 @@ def identity(run: Run) -> dict[str, str]:
 
 
 def cell_text(value) -> str:
-    """A setting as runs.csv has it."""
+    """A setting as runs.csv writes it."""
     if value is None:
         return ""
     return f"{value:g}" if isinstance(value, float) else "yes" if value is True else str(value)
 
 
 def is_recorded(results: Path, run: Run) -> bool:
-    """Has the run a row? Raises InputError when that row is of other settings."""
+    """Does the run have a row? Raises InputError if that row has other settings."""
     row = read_runs(results).get(run.name)
     if row is None:
         return False
-    differ = [
-        f"{name} {row[name] or 'none'}, not {value or 'none'}"
-        for name, value in identity(run).items()
-        if row[name] != value
-    ]
-    if differ:
+    own = identity(run)
+    if differ := [f"{name} {row[name] or 'none'}, not {own[name] or 'none'}" for name in own if row[name] != own[name]]:
         raise InputError(
             f"{results / 'runs.csv'} has {run.name} with {', '.join(differ)}: choose another --out and --runs,"
             " or delete its row and its folder"
@@ -145,7 +126,7 @@ def is_recorded(results: Path, run: Run) -> bool:
 
 
 def record(results: Path, run: Run, names: list[str]) -> dict[str, str]:
-    """Add a finished and evaluated run to the results; returns its row. names: all runs, in the order that the rows shall have."""
+    """Add a finished and evaluated run to the results; returns its row. names: all runs, in the order of the rows."""
     folder = Path(run.settings.out)
     summary, scores, evaluation = (
         json.loads(read_text(folder / f"{name}.json")) for name in ("summary", "scores", "evaluation")
@@ -158,9 +139,8 @@ def record(results: Path, run: Run, names: list[str]) -> dict[str, str]:
     text = (folder / "outputs.txt").read_text(encoding="utf-8")
     outputs = text.split("\n")[:-1]
     if len(outputs) != len(groups):
-        raise InputError(
-            f"{folder / 'outputs.txt'} has {len(outputs)} lines for {len(groups)} tables: delete the folder's evaluation.json"
-        )
+        counts = f"{len(outputs)} lines for {len(groups)} tables"
+        raise InputError(f"{folder / 'outputs.txt'} has {counts}: delete the folder's evaluation.json")
     checked = [checker(run.settings.data).check(source, output) for source, output in zip(groups, outputs)]
     with write_atomic(results / "outputs" / f"{run.name}.txt") as file:
         file.write(text)
@@ -169,32 +149,24 @@ def record(results: Path, run: Run, names: list[str]) -> dict[str, str]:
 
     said, invented = shares(checked)
     machine = summary["machine"]
-    row = (
-        {"run": run.name}
-        | identity(run)
-        | {name: number(summary.get(name), 6) for name in ("valid_loss", "best_valid_loss")}
-    )
+    row = {"run": run.name} | identity(run)
+    row |= {name: number(summary.get(name), 6) for name in ("valid_loss", "best_valid_loss")}
     row |= {name: number(scores.get(name), 6) for name in metrics.CORPUS_KEYS}
     row |= {"values_said": number(said, 6), "values_invented": number(invented, 6)}
     row |= {f"parameters_{name}": summary["parameters"][name] for name in ("gpt2", "trained", "stored")}
-    row |= {
-        name: summary[name] for name in ("bytes_on_disk", "training_examples", "training_seconds", "validation_seconds")
-    }
+    copied = ("bytes_on_disk", "training_examples", "training_seconds", "validation_seconds")
+    row |= {name: summary[name] for name in copied}
     row |= {"examples_per_s": summary.get("examples_per_s", ""), "validations": validations}
     row |= {name: evaluation[name] for name in ("tables", "decoding_seconds", "signature")}
-    row |= {
-        "machine": machine_class(machine),
-        "dtype": machine["dtype"],
-        "torch": machine["torch"],
-        "revision": revision(),
-    }
+    row |= {"machine": machine_class(machine), "dtype": machine["dtype"], "torch": machine["torch"]}
+    row |= {"revision": revision()}
     row = {name: str(value) for name, value in row.items()}
     add_row(results, row, names)
     return row
 
 
 def add_row(results: Path, row: dict[str, str], names: list[str]) -> None:
-    """Put a run's row into runs.csv, in the order of `names`. Another process may be doing the same."""
+    """Put a run's row into runs.csv, in the order of `names`. Safe while another process does the same."""
     with lock_folder(results):
         rows = read_runs(results) | {row["run"]: row}
         order = [*names, *(name for name in rows if name not in names)]
@@ -203,12 +175,12 @@ def add_row(results: Path, row: dict[str, str], names: list[str]) -> None:
 
 @lru_cache
 def checker(data: str | None) -> SlotChecker:
-    """Knows the values of all of the data's tables."""
+    """A slot checker with the values of all tables of the data."""
     return SlotChecker({example.source for split in ("train", "valid", "test") for example in load_split(data, split)})
 
 
 def write_curve(path: Path, folder: Path) -> int:
-    """Join log.csv and valid.csv by step; returns the number of validations. A run that trained nothing has no curve."""
+    """Join log.csv and valid.csv by step; returns the number of validations. A run without training has no curve."""
     logged, validated = read_rows(folder / "log.csv"), read_rows(folder / "valid.csv")
     steps: dict[int, dict] = {}
     for row in logged:
@@ -221,7 +193,7 @@ def write_curve(path: Path, folder: Path) -> int:
 
 
 def pick_samples(groups: dict[str, list[str]], outputs: list[str], checked: list) -> list[dict]:
-    """The best and the worst outputs by sentence METEOR; by ROUGE-L where METEOR's tables are missing."""
+    """The best and the worst outputs by sentence METEOR, or by ROUGE-L if METEOR's tables are missing."""
     segments = metrics.score(outputs, list(groups.values()), per_segment=True)["segments"]
     score = "METEOR" if "METEOR" in segments[0] else "ROUGE_L"
     order = sorted(range(len(outputs)), key=lambda i: -segments[i][score])
@@ -229,14 +201,15 @@ def pick_samples(groups: dict[str, list[str]], outputs: list[str], checked: list
     best = order[:SAMPLES]
     for which, chosen in (("best", best), ("worst", [i for i in order[::-1] if i not in best][:SAMPLES])):
         rows += [{
-            "which": which, "score": score, "value": number(segments[i][score], 4), "table": sources[i], "output": outputs[i],
-            "reference": groups[sources[i]][0], "omitted": "; ".join(checked[i].omitted), "invented": "; ".join(checked[i].invented),
+            "which": which, "score": score, "value": number(segments[i][score], 4),
+            "table": sources[i], "output": outputs[i], "reference": groups[sources[i]][0],
+            "omitted": "; ".join(checked[i].omitted), "invented": "; ".join(checked[i].invented),
         } for i in chosen]  # fmt: skip
     return rows
 
 
 def machine_class(machine: dict[str, str]) -> str:
-    """ "NVIDIA H200", or "CPU, 2 threads": figures are compared within a class."""
+    """ "NVIDIA H200", or "CPU, 2 threads". Timings are compared within a class only."""
     if machine["device"] != "cpu":
         return machine["processor"]
     threads = machine["processor"].rsplit(", ", 1)[-1]
@@ -244,14 +217,13 @@ def machine_class(machine: dict[str, str]) -> str:
 
 
 def revision() -> str:
-    """The commit that this code is at, "-changed" where files differ from it; "unknown" outside of a repository."""
+    """The commit of this code, with "-changed" if a Python file differs from it; "unknown" outside a repository."""
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+
     try:
-
-        def git(*words: str) -> str:
-            return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
-
-        return git("rev-parse", "--short=10", "HEAD") + (
-            "-changed" if git("status", "--porcelain", "-uno", "--", "*.py") else ""
-        )
+        changed = git("status", "--porcelain", "-uno", "--", "*.py")
+        return git("rev-parse", "--short=10", "HEAD") + ("-changed" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"

@@ -1,11 +1,15 @@
-"""The report, from results/MODEL alone (runs.csv, curves, samples): no model, no data, no run is needed.
+"""The report, from results/MODEL alone (runs.csv, curves, samples). It needs no model, no data and no run.
 
-    python experiments/report.py --results results/mini                      tables, samples, figures
-    python experiments/report.py --results results/mini --readme README.md   and the main table into the README
+    python experiments/report.py --results results/mini                        tables, samples, figures
+    python experiments/report.py --results results/mini --readme results/mini/README.md README.md   and documents
 
-Writes table.md (the poster's table, then every cell), samples.md (sentences beside their tables, with slot errors) and
-figures/*.svg and *.png. The same results give the same bytes. In README the main table stands between the comments
-`<!-- results:MODEL -->` and `<!-- /results:MODEL -->`; a test holds it to runs.csv (`readme_problems`).
+Writes table.md (the poster's table, then every cell), samples.md (sentences with their tables and slot errors) and
+figures/*.svg and *.png. The same results give the same bytes. --readme updates the generated tables of documents:
+
+    <!-- results:MODEL --> ... <!-- /results:MODEL -->    the main table of results/MODEL
+    <!-- results:front --> ... <!-- /results:front -->    the front page's rows: mini, the paper, the poster
+
+Tests compare these tables with runs.csv (`readme_problems`).
 """
 
 import argparse
@@ -32,16 +36,32 @@ SECTIONS = {
     "Low data": tuple(f"low{n}-{mode}" for n in (50, 100, 200, 500) for mode in ("prefix", "finetune")),
     "Nothing trained": ("zeroshot", "prompt"),
 }  # fmt: skip
+FRONT, FRONT_MODEL = "front", "mini"  # the front page's table, and the results that its first rows come from
+FRONT_OURS = ("prefix5", "finetune")
+FRONT_PUBLISHED = (
+    "GPT-2 medium, prefix 0.1 % (Li & Liang 2021)",
+    "GPT-2 medium, fine-tune (Li & Liang 2021)",
+    "poster, prefix 0.1 %",
+    "poster, fine-tune",
+)
 SAMPLED = ("prefix5", "prefix20", "infix10", "embedding10", "finetune", "prompt")
-HEADINGS = {"BLEU": "BLEU", "NIST": "NIST", "NIST_perl": "NIST (Perl)", "METEOR": "METEOR", "ROUGE_L": "ROUGE-L", "CIDEr": "CIDEr",
-            "values_said": "values said", "values_invented": "invented"}  # fmt: skip
+HEADINGS = {
+    "BLEU": "BLEU",
+    "NIST": "NIST",
+    "NIST_perl": "NIST (Perl)",
+    "METEOR": "METEOR",
+    "ROUGE_L": "ROUGE-L",
+    "CIDEr": "CIDEr",
+    "values_said": "values said",
+    "values_invented": "invented",
+}
 
 
 # ----------------------------------------------------------------------------- tables
 
 
 def score_text(cell: Summary, column: str) -> str:
-    """ "65.2 ± 0.4", in the papers' scale and digits; "–" where there is none."""
+    """ "65.2 ± 0.4", in the papers' scale and digits; "–" if there is no score."""
     percent = column in PERCENT or column == "values_said"
     scale, digits = (100, 1) if percent else (1, 2)
     mean, spread = cell.mean(column), cell.spread(column)
@@ -52,7 +72,7 @@ def score_text(cell: Summary, column: str) -> str:
 
 
 def count_text(cell: Summary, column: str) -> str:
-    """ "92,160 (0.07 %)": so many numbers, and their share of GPT-2's."""
+    """ "92,160 (0.07 %)": a number of parameters and its share of GPT-2's."""
     n, whole = int(cell.first[column]), int(cell.first["parameters_gpt2"])
     share = 100 * n / whole
     return f"{n:,} ({share:.{0 if share >= 10 else 2}f} %)" if n else "none"
@@ -64,10 +84,10 @@ def markdown(header: list[str], rows: list[list[str]]) -> str:
 
 
 def main_table(cells: dict[str, Summary]) -> str:
-    """The poster's table: ours, and below what others report."""
+    """The poster's table: our rows, then the published ones."""
     columns = ("BLEU", "NIST", "NIST_perl", "METEOR", "ROUGE_L", "CIDEr", "values_said")
-    rows = [[cells[name].label, count_text(cells[name], "parameters_stored"), *(score_text(cells[name], c) for c in columns)]
-            for name in MAIN if name in cells]  # fmt: skip
+    ours = [cells[name] for name in MAIN if name in cells]
+    rows = [[c.label, count_text(c, "parameters_stored"), *(score_text(c, column) for column in columns)] for c in ours]
     model = next(iter(cells.values())).first
     for name, scores in PUBLISHED.items() if model["data"] == E2E else ():
         numbers = ["–" if c not in scores else f"{scores[c]:.{1 if c in PERCENT else 2}f}" for c in columns]
@@ -76,8 +96,24 @@ def main_table(cells: dict[str, Summary]) -> str:
     return markdown([head, "stored", *(HEADINGS[c] for c in columns)], rows) + "\n" + notes(cells)
 
 
+def front_table(cells: dict[str, Summary]) -> str:
+    """The front page's table: a prefix and fine-tuning, of mini, of the paper and of the poster.
+
+    NIST is the scorer's Python variant, in the poster's rows the Perl one: the poster reports no other.
+    """
+    columns = ("BLEU", "NIST", "METEOR", "ROUGE_L", "CIDEr")
+    rows = [
+        [f"{FRONT_MODEL}: {cells[name].label}", *(score_text(cells[name], column) for column in columns)]
+        for name in FRONT_OURS
+    ]
+    for name in FRONT_PUBLISHED:
+        scores = {"NIST": PUBLISHED[name].get("NIST_perl")} | PUBLISHED[name]
+        rows.append([f"*{name}*", *(f"{scores[c]:.{1 if c in PERCENT else 2}f}" for c in columns)])
+    return markdown(["E2E test set", *(HEADINGS[column] for column in columns)], rows)
+
+
 def notes(cells: dict[str, Summary]) -> str:
-    """How the main table's numbers were made."""
+    """How the main table's numbers were obtained."""
     shown = [cells[name] for name in MAIN if name in cells]
     row = shown[-1].first if shown else next(iter(cells.values())).first
     several = [f"{cell.label}: {len(cell.rows)}" for cell in shown if len(cell.rows) > 1]
@@ -93,33 +129,34 @@ def notes(cells: dict[str, Summary]) -> str:
     )
     others = " Rows in italics are others' numbers, on the paper's tokenised references." if row["data"] == E2E else ""
     return (
-        f"{row['tables']} test tables, beam {row['beam_size']} (length_norm {row['length_norm']}); {budget}; {spread}.{others}"
-        f"{not_run(cells, MAIN)} Values said: the share of the tables' values that the texts state"
+        f"{row['tables']} test tables, beam {row['beam_size']} (length_norm {row['length_norm']}); {budget}; {spread}."
+        f"{others}{not_run(cells, MAIN)} Values said: the share of the tables' values that the texts state"
         f" (experiments/slots.py). Scores: `{row['signature']}`.\n"
     )
 
 
 def not_run(cells: dict[str, Summary], names: Iterable[str]) -> str:
-    """A sentence about the cells that are missing."""
+    """A sentence that names the missing cells; "" if none is missing."""
     labels = {cell.name: cell.label for cell in grid(0)}
     missing = [labels[name] for name in names if name not in cells]
     return f" Not run: {'; '.join(missing)}." if missing else ""
 
 
 def section_table(cells: dict[str, Summary]) -> str:
-    """Every score of some cells, with the BLEU that others report for the like."""
+    """Every score of some cells, with the BLEU that others report for the same configuration."""
     columns = ("BLEU", "NIST", "NIST_perl", "METEOR", "ROUGE_L", "CIDEr", "values_said", "values_invented")
     header = ["", "P", "lr", "steps", "seeds", *(HEADINGS[c] for c in columns), "BLEU elsewhere"]
-    rows = [
-        [c.label, c.first["prefix_len"] or "–", c.first["lr"] or "–", f"{int(c.first['steps']):,}", str(len(c.rows)),
-         *(score_text(c, column) for column in columns), BLEU_ELSEWHERE.get(name, "–") if c.first["data"] == E2E else "–"]
-        for name, c in cells.items()
-    ]  # fmt: skip
+    rows = []
+    for name, c in cells.items():
+        first = c.first
+        elsewhere = BLEU_ELSEWHERE.get(name, "–") if first["data"] == E2E else "–"
+        how = [first["prefix_len"] or "–", first["lr"] or "–", f"{int(first['steps']):,}", str(len(c.rows))]
+        rows.append([c.label, *how, *(score_text(c, column) for column in columns), elsewhere])
     return markdown(header, rows)
 
 
 def cost_table(cells: dict[str, Summary]) -> str:
-    """What each cell that is trained on all data costs in numbers, bytes and time."""
+    """The parameters, bytes and time of each cell that is trained on all data."""
     header = [
         "",
         "trained",
@@ -134,11 +171,18 @@ def cost_table(cells: dict[str, Summary]) -> str:
     for cell in cells.values():
         row, ratio = cell.first, relative_time(cell, cells)
         if int(row["steps"]) and not row["train_examples"]:
-            rows.append([
-                cell.label, f"{int(row['parameters_trained']):,}", count_text(cell, "parameters_stored"), f"{int(row['bytes_on_disk']):,}",
-                f"{cell.mean('training_seconds') / 60:.1f}", f"{cell.mean('examples_per_s'):.1f}",
-                "–" if ratio is None else f"{ratio:.2f}", f"{row['machine']}, {row['dtype']}",
-            ])  # fmt: skip
+            rows.append(
+                [
+                    cell.label,
+                    f"{int(row['parameters_trained']):,}",
+                    count_text(cell, "parameters_stored"),
+                    f"{int(row['bytes_on_disk']):,}",
+                    f"{cell.mean('training_seconds') / 60:.1f}",
+                    f"{cell.mean('examples_per_s'):.1f}",
+                    "–" if ratio is None else f"{ratio:.2f}",
+                    f"{row['machine']}, {row['dtype']}",
+                ]
+            )
     return markdown(header, rows)
 
 
@@ -150,15 +194,16 @@ def full_report(cells: dict[str, Summary]) -> str:
             parts.append(f"## {title}\n\n{section_table(own)}")
     parts.append(f"## Cost\n\n{cost_table(cells)}")
     parts.append(
-        f"A prefix that begins as “{WORDS}” has as many positions as these words have tokens in the model's vocabulary. Invented: values"
-        " that a text states without support in its table, so many a table. Every run is a row of runs.csv."
+        f"A prefix that begins as “{WORDS}” has as many positions as these words have tokens in the model's vocabulary."
+        " Invented: values that a text states without support in its table, so many a table."
+        " Every run is a row of runs.csv."
         f"{not_run(cells, (cell.name for cell in grid(0)))}\n"
     )
     return "\n".join(parts)
 
 
 def samples_report(results: Path, cells: dict[str, Summary]) -> str:
-    """samples.md: the best and the worst sentences of some runs, beside their tables."""
+    """samples.md: the best and the worst sentences of some runs, with their tables."""
     parts = []
     for cell in (cells[name] for name in SAMPLED if name in cells):
         rows = read_rows(results / "samples" / f"{cell.first['run']}.csv")
@@ -182,45 +227,59 @@ def samples_report(results: Path, cells: dict[str, Summary]) -> str:
     return "\n".join(parts)
 
 
-# ----------------------------------------------------------------------------- the README
+# ----------------------------------------------------------------------------- tables in documents
 
 
 def readme_blocks(text: str) -> dict[str, str]:
-    """model -> what stands between its two comments."""
+    """name -> the text between its two comments; the name is a model's or FRONT."""
     return {m[1]: m[2] for m in re.finditer(r"<!-- results:(\S+) -->\n(.*?)<!-- /results:\1 -->", text, re.S)}
 
 
+def block_table(name: str, cells: dict[str, Summary]) -> str:
+    """The table that belongs between the comments of this name. cells: the results of `block_model(name)`."""
+    return front_table(cells) if name == FRONT else main_table(cells)
+
+
+def block_model(name: str) -> str:
+    """The model whose results a table is made from."""
+    return FRONT_MODEL if name == FRONT else name
+
+
 def put_into_readme(readme: Path, results: Path) -> None:
-    """Write the main table between the model's comments. Raises InputError where README has none."""
+    """Update the tables in a document that are made from these results. Raises InputError if it has none of them."""
     text, model = read_text(readme), results.name
-    if model not in readme_blocks(text):
+    names = [name for name in readme_blocks(text) if block_model(name) == model]
+    if not names:
         raise InputError(
             f"{readme} has no place for the table: write <!-- results:{model} --> and <!-- /results:{model} --> into it"
         )
-    begin, end = f"<!-- results:{model} -->\n", f"<!-- /results:{model} -->"
-    before, _, rest = text.partition(begin)
+    cells = summarise(results)
+    for name in names:
+        begin, end = f"<!-- results:{name} -->\n", f"<!-- /results:{name} -->"
+        before, _, rest = text.partition(begin)
+        text = before + begin + block_table(name, cells) + end + rest.partition(end)[2]
     with write_atomic(readme) as file:
-        file.write(before + begin + main_table(summarise(results)) + end + rest.partition(end)[2])
+        file.write(text)
 
 
 def readme_problems(readme: str, root: Path) -> list[str]:
-    """Where README's tables are not those of the results in root/MODEL/runs.csv: [] if all are."""
+    """Which tables of a document differ from the results in root/MODEL/runs.csv; [] if none does."""
     problems = []
-    for model, table in readme_blocks(readme).items():
-        path = root / model / "runs.csv"
-        if not path.exists():
-            problems.append(f"README has a table of {model}, but {root / model} has no runs.csv")
-        elif table != main_table(summarise(path.parent)):
-            command = f"python experiments/report.py --results {path.parent} --readme README.md"
-            problems.append(f"README's table of {model} is not that of {path}: {command}")
+    for name, table in readme_blocks(readme).items():
+        results = root / block_model(name)
+        if not (results / "runs.csv").exists():
+            problems.append(f"README has a table of {name}, but {results} has no runs.csv")
+        elif table != block_table(name, summarise(results)):
+            command = f"python experiments/report.py --results {results} --readme FILE"
+            problems.append(f"README's table of {name} is not that of {results / 'runs.csv'}: {command}")
     return problems
 
 
-# ----------------------------------------------------------------------------- all of it
+# ----------------------------------------------------------------------------- the command line
 
 
 def write_report(results: Path) -> None:
-    """table.md, samples.md and, where matplotlib is installed, the figures."""
+    """table.md, samples.md and, if matplotlib is installed, the figures."""
     cells = summarise(results)
     for name, text in (("table.md", full_report(cells)), ("samples.md", samples_report(results, cells))):
         with write_atomic(results / name) as file:
@@ -243,12 +302,14 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--results", type=Path, required=True, help="a folder that reproduce.py wrote, e.g. results/mini"
     )
-    parser.add_argument("--readme", type=Path, help="write the main table into this file too, between its comments")
+    parser.add_argument(
+        "--readme", type=Path, nargs="+", default=[], help="documents whose tables, between comments, are updated too"
+    )
     given = parser.parse_args(argv)
     results = given.results.resolve()
     write_report(results)
-    if given.readme:
-        put_into_readme(given.readme, results)
+    for readme in given.readme:
+        put_into_readme(readme, results)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,14 @@
-"""The poster's experiment by one command: the grid's runs, one after another, and the report on them.
+"""The poster's experiment in one command: the grid's runs, one after another, and the report.
 
     python experiments/reproduce.py --model mini --data FOLDER
     python experiments/reproduce.py                                         GPT-2 small, the poster's own rows
-    python experiments/reproduce.py --dry_run                               what would run, and how long it would take
-    python experiments/reproduce.py --only "prefix*" finetune --epochs 1    a part of it, shortened
+    python experiments/reproduce.py --dry_run                               list the runs and the estimated time
+    python experiments/reproduce.py --only "prefix*" finetune --epochs 1    some of the runs, shortened
 
-Each run is `train.train` and `evaluate.evaluate_run` with the settings of grid.py. A run that has its row in
-results/MODEL/runs.csv is skipped; one that was stopped, in training or behind it, goes on where it stopped. One that fails
-is reported and the others go on. GPT-2's published sizes take the paper's learning rates, or those of
-results/MODEL/search.csv if that is there; for any other model they are searched first (search.py).
+A run is `train.train` followed by `evaluate.evaluate_run`, with the settings of grid.py. A run with a row in
+results/MODEL/runs.csv is skipped. A run that was stopped, in training or after it, continues where it stopped. A run
+that fails is reported, and the others continue. GPT-2's published sizes use the paper's learning rates, or those of
+results/MODEL/search.csv if that file exists; for any other model the rates are searched first (search.py).
 """
 
 import argparse
@@ -37,7 +37,7 @@ from weights import OPENAI_SIZES
 
 
 def choose(runs: list[Run], patterns: list[str]) -> list[Run]:
-    """The runs whose name, or whose cell's name, matches one of the patterns."""
+    """The runs whose name or cell matches one of the patterns."""
     chosen = [run for run in runs if any(fnmatchcase(name, p) for p in patterns for name in (run.name, run.cell.name))]
     if not chosen:
         cells = ", ".join(dict.fromkeys(run.cell.name for run in runs))
@@ -46,7 +46,7 @@ def choose(runs: list[Run], patterns: list[str]) -> list[Run]:
 
 
 def run_one(run: Run, results: Path, names: list[str]) -> None:
-    """Train, evaluate and record, each unless it is done already."""
+    """Train, evaluate and record, skipping what is already done."""
     s, folder = run.settings, Path(run.settings.out)
     if run.cell.rate is not None:
         train(s, resume=True, evaluates=True)
@@ -61,7 +61,7 @@ def run_one(run: Run, results: Path, names: list[str]) -> None:
 
 
 def run_all(runs: list[Run], results: Path, names: list[str]) -> dict[str, str]:
-    """All runs; returns what went wrong, by run."""
+    """Run all that are not recorded yet; returns the failures: run -> reason."""
     failed, waiting, costs = {}, [], {}
     for run in runs:
         try:
@@ -80,12 +80,12 @@ def run_all(runs: list[Run], results: Path, names: list[str]) -> dict[str, str]:
             run_one(run, results, names)
         except InputError as error:
             failed[run.name] = str(error)
-        except Exception as error:  # whatever it is, the other runs can do without this one
+        except Exception as error:  # whatever it is, the other runs do not depend on this one
             traceback.print_exc()
             failed[run.name] = f"{type(error).__name__}: {error}".splitlines()[0]
         if run.name in failed:
             print(f"{run.name} failed: {failed[run.name]}", file=sys.stderr, flush=True)
-        gc.collect()  # the model before the next one
+        gc.collect()  # free this run's model before the next is loaded
         costs |= from_rows(read_runs(results), run.settings)
         left = sum(seconds(other, costs) for other in waiting[place:])
         print(f"{place} of {len(waiting)} in {hours(time.monotonic() - began)}, about {hours(left)} left", flush=True)
@@ -93,21 +93,20 @@ def run_all(runs: list[Run], results: Path, names: list[str]) -> dict[str, str]:
 
 
 def rates_for(base: dict, results: Path, folder: Path, dry_run: bool) -> dict[str, float]:
-    """The learning rates: a search's, or the paper's for GPT-2's published sizes, or those of a search made now."""
-    rates, published = read_rates(results, data_label(base.get("data"))), base.get("model", "gpt2") in OPENAI_SIZES
+    """The learning rates: an earlier search's, else the paper's for GPT-2's published sizes, else searched now."""
+    rates = read_rates(results, data_label(base.get("data")))
+    published = base.get("model", "gpt2") in OPENAI_SIZES
     if published and not rates:
         print("learning rates: the paper's")
         return PUBLISHED_RATES
     if dry_run and PUBLISHED_RATES.keys() - rates.keys():
-        print("learning rates: to be searched first, which the estimate leaves out")
+        print("learning rates: to be searched first; the estimate does not include the search")
         return PUBLISHED_RATES | rates
     if not published:
         rates = search(results, folder / "search", base)
     check_families(rates, str(results / "search.csv"))
-    print(
-        "learning rates, chosen on the validation set: "
-        + ", ".join(f"{family} {rate:g}" for family, rate in rates.items())
-    )
+    chosen = ", ".join(f"{family} {rate:g}" for family, rate in rates.items())
+    print(f"learning rates, chosen on the validation set: {chosen}")
     return rates
 
 
@@ -116,11 +115,11 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(allow_abbrev=False, description="Run the poster's experiment and report on it.")
     add_common_flags(parser)
     parser.add_argument(
-        "--only", nargs="+", metavar="PATTERN", help="runs or cells by name, with * and ?, e.g. 'prefix*' finetune"
+        "--only", nargs="+", metavar="PATTERN", help="names of runs or cells, wildcards * and ?, e.g. 'prefix*' finetune"
     )
-    seeds_help = f"of the repeated cells; the others take the first (default: {' '.join(map(str, SEEDS))})"
+    seeds_help = f"of the repeated cells; the others use the first (default: {' '.join(map(str, SEEDS))})"
     parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS), help=seeds_help)
-    parser.add_argument("--dry_run", action="store_true", help="print the runs and the estimated time, and run nothing")
+    parser.add_argument("--dry_run", action="store_true", help="list the runs and the estimated time only")
     return parser.parse_args(argv)
 
 
@@ -142,7 +141,7 @@ def main(argv: list[str] | None = None) -> None:
         if read_runs(results):
             write_report(results)
     except KeyboardInterrupt:
-        print("\nstopped; the same command goes on", file=sys.stderr)
+        print("\nstopped; the same command continues", file=sys.stderr)
         sys.exit(130)
     for name, reason in failed.items():
         print(f"failed: {name}: {reason}", file=sys.stderr)
@@ -151,7 +150,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def show(runs: list[Run], results: Path) -> None:
-    """The runs, and how long they will take."""
+    """List the runs and the estimated time."""
     rows = read_runs(results)
     for run in runs:
         rate = f"lr {run.settings.lr:g}" if run.cell.rate else ""

@@ -1,20 +1,22 @@
-"""The learning rates, one a family of cells, chosen on the validation set.
+"""The learning rates, one per family of cells, chosen on the validation set.
 
     python experiments/search.py --model mini --data FOLDER
 
-The paper's rates belong to GPT-2 small and larger; a smaller model wants higher ones. For each family a cell that stands
-for it is trained for a part of its steps with neighbouring rates of a ladder, each about 3 times the one before. While the best
-is at an end of what was tried, the next rate beyond it is tried too. "Best" is the lowest validation loss (nats a token;
-where a run keeps its best weights, theirs); the test set is not looked at.
+The paper's rates are for GPT-2 small and larger; a smaller model needs higher rates. One cell represents each family.
+It is trained for part of its steps with neighbouring rates of a ladder, each about 3 times the one below. While the
+best rate is the lowest or the highest tried, the next one beyond it is tried too. The best rate has the lowest
+validation loss (nats per token; that of the best weights if the run keeps those). The test set is not used.
 
-Writes results/MODEL/search.csv, a row for each rate tried, a family's rows when it is done. Fewer steps favour higher rates
-a little: the choice is for a budget, which stands in the file.
+Writes results/MODEL/search.csv, a row for each rate tried; a family's rows are added when its search is done. Fewer
+steps favour higher rates slightly: the choice holds for the number of steps that the file states.
 """
 
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 if __name__ == "__main__":  # so that this project's modules are found
@@ -29,10 +31,10 @@ from train import train
 
 ROOT = Path(__file__).resolve().parents[1]
 LADDER = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
-FIRST = (3, 4, 5)  # of the ladder, tried in any case
+FIRST = (3, 4, 5)  # indices of the rates that are always tried
 REPRESENTATIVE = {
-    "prefix": "prefix5", "infix": "infix10", "embedding": "embedding10", "direct": "prefix5-direct", "finetune": "finetune",
-    "low-prefix": "low100-prefix", "low-finetune": "low100-finetune",
+    "prefix": "prefix5", "infix": "infix10", "embedding": "embedding10", "direct": "prefix5-direct",
+    "finetune": "finetune", "low-prefix": "low100-prefix", "low-finetune": "low100-finetune",
 }  # fmt: skip
 STEPS = 1000
 COLUMNS = ("family", "cell", "data", "lr", "steps", "batch_size", "valid_loss", "chosen")
@@ -40,24 +42,25 @@ BASE_FLAGS = ("model", "weights", "data", "epochs", "max_steps", "max_new_tokens
 
 
 def search(results: Path, folder: Path, base: dict, max_steps: int = STEPS) -> dict[str, float]:
-    """Find the rate of each family that search.csv does not have yet; returns all rates.
+    """Find the rate of each family that is not in search.csv yet; returns all rates. A stopped search continues.
 
-    results, folder    where search.csv and the runs' folders are; a search that was stopped goes on
-    base               as in grid.plan
+    results    folder of search.csv
+    folder     parent of the runs' folders
+    base       as in grid.plan
     """
     full = max(run.steps for run in plan(base, PUBLISHED_RATES, str(folder)) if run.settings.train_examples is None)
     steps, data = min(max_steps, full), data_label(base.get("data"))
-    runs = {
-        run.cell.name: run for run in plan(base | {"max_steps": steps}, PUBLISHED_RATES, str(folder))[::-1]
-    }  # the first seed's
+    planned = plan(base | {"max_steps": steps}, PUBLISHED_RATES, str(folder))
+    runs = {run.cell.name: run for run in reversed(planned)}  # reversed, so that the first seed's run remains
     for family in PUBLISHED_RATES:
         if family not in read_rates(results, data):
-            losses = climb(lambda lr: try_rate(runs[REPRESENTATIVE[family]], lr))
-            best = min(losses, key=lambda lr: losses[lr])
             run = runs[REPRESENTATIVE[family]]
+            losses = climb(partial(try_rate, run))
+            best = min(losses, key=losses.get)
             rows = [{
                 "family": family, "cell": run.cell.name, "data": data, "lr": f"{lr:g}", "steps": run.steps,
-                "batch_size": run.settings.batch_size, "valid_loss": number(losses[lr], 6), "chosen": "yes" if lr == best else "",
+                "batch_size": run.settings.batch_size, "valid_loss": number(losses[lr], 6),
+                "chosen": "yes" if lr == best else "",
             } for lr in sorted(losses)]  # fmt: skip
             with lock_folder(results):
                 write_rows(results / "search.csv", COLUMNS, read_rows(results / "search.csv") + rows)
@@ -65,12 +68,12 @@ def search(results: Path, folder: Path, base: dict, max_steps: int = STEPS) -> d
     return read_rates(results, data)
 
 
-def climb(loss_of) -> dict[float, float]:
-    """Try the first rates of the ladder, and go on at the end where the best is: rate -> loss (inf: diverged)."""
+def climb(loss_of: Callable[[float], float]) -> dict[float, float]:
+    """Try the first rates of the ladder, then beyond the end that has the best: rate -> loss (inf: diverged)."""
     losses = {LADDER[i]: loss_of(LADDER[i]) for i in FIRST}
     low, high = FIRST[0], FIRST[-1]
     while True:
-        best = LADDER.index(min(losses, key=lambda lr: losses[lr]))
+        best = LADDER.index(min(losses, key=losses.get))
         if best == low and low > 0:
             low -= 1
             losses[LADDER[low]] = loss_of(LADDER[low])
@@ -82,12 +85,14 @@ def climb(loss_of) -> dict[float, float]:
 
 
 def try_rate(run: Run, lr: float) -> float:
-    """The validation loss that a run ends with at this learning rate; infinite if it diverges."""
+    """The validation loss at the end of a run with this learning rate; infinite if it diverges."""
     print(f"\n== search: {run.cell.name}, lr {lr:g}, {run.steps} steps", flush=True)
     folder = Path(f"{run.settings.out}-{run.steps}steps-lr{lr:g}")
     try:
-        looks = run.settings.valid_every if run.settings.keep == "best" else run.steps  # only the last loss counts
-        train(replace(run.settings, lr=lr, out=str(folder), valid_every=looks), resume=True)
+        valid_every = (
+            run.settings.valid_every if run.settings.keep == "best" else run.steps
+        )  # else the last loss counts
+        train(replace(run.settings, lr=lr, out=str(folder), valid_every=valid_every), resume=True)
     except InputError as error:
         if "lower --lr" not in str(error):
             raise
@@ -98,7 +103,7 @@ def try_rate(run: Run, lr: float) -> float:
 
 
 def read_rates(results: Path, data: str) -> dict[str, float]:
-    """The rates that a search has chosen: family -> rate. Raises InputError when it looked at other data."""
+    """The rates that a search has chosen: family -> rate. Raises InputError if the search was on other data."""
     rows = read_rows(results / "search.csv")
     if others := {row.get("data") for row in rows} - {data}:
         raise InputError(f"{results / 'search.csv'} is a search on {others.pop()}, not on {data}: choose another --out")
@@ -109,18 +114,18 @@ def read_rates(results: Path, data: str) -> dict[str, float]:
 
 
 def add_common_flags(parser: argparse.ArgumentParser) -> None:
-    """What the search and the grid are both told."""
+    """The flags that the search and the grid share."""
     add_flags(parser, BASE_FLAGS)
-    parser.add_argument("--out", type=Path, help="folder of the results (default: results/MODEL)")
-    parser.add_argument("--runs", type=Path, help="folder of the runs' folders (default: runs/MODEL-grid)")
+    parser.add_argument("--out", type=Path, help="folder for the results (default: results/MODEL)")
+    parser.add_argument("--runs", type=Path, help="parent of the runs' folders (default: runs/MODEL-grid)")
 
 
 def read_common_flags(given: argparse.Namespace) -> tuple[dict, Path, Path]:
-    """(flags of train.py, folder of the results, folder of the runs)."""
+    """(train.py's flags, folder of the results, parent of the runs' folders)."""
     base = {name: value for name, value in vars(given).items() if name in BASE_FLAGS}
     name = Path(base.get("model", "gpt2")).resolve().name
     if base.get("weights") == "random":
-        name += "-random"  # its results are no GPT-2's
+        name += "-random"  # keeps its results apart from those of the pretrained weights
     return base, given.out or ROOT / "results" / name, given.runs or ROOT / "runs" / f"{name}-grid"
 
 
@@ -132,7 +137,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     add_common_flags(parser)
     parser.add_argument(
-        "--search_steps", type=int, default=STEPS, help=f"updates of a run of the search, at most (default: {STEPS})"
+        "--search_steps", type=int, default=STEPS, help=f"most steps of a run of the search (default: {STEPS})"
     )
     given = parser.parse_args(argv)
     if given.search_steps < 1:
@@ -142,7 +147,7 @@ def main(argv: list[str] | None = None) -> None:
     try:
         search(results, folder / "search", base, given.search_steps)
     except KeyboardInterrupt:
-        print("\nstopped; the same command goes on", file=sys.stderr)
+        print("\nstopped; the same command continues", file=sys.stderr)
         sys.exit(130)
 
 

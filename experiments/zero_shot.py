@@ -1,13 +1,13 @@
-"""Zero-shot: the untuned GPT-2 says the tables, with nothing trained and nothing stored.
+"""Zero-shot: the untuned GPT-2 on the test tables, without training.
 
-The model reads what a tuned one reads, with words in front or without:
+The input is that of a tuned model, with or without words in front:
 
     " " + words + " " + table + " <|endoftext|>"
 
-Words in front are a prefix too, one that was written and not learned: their keys and values in each layer are what GPT-2
-computes from them, and every token attends to them (`Prefix.words_as_rows` is that prefix, number by number). For GPT-2
-the separator ends a document, so that without tuning it has little reason to go on about the table. A layout of
-another kind ("table ... In words: ...") would serve it better, and would measure the layout.
+Words in front are a prefix that was written instead of learned: GPT-2 computes their keys and values in each layer,
+and every later token attends to them (`Prefix.words_as_rows` returns exactly these activations). To GPT-2 the
+separator marks the end of a document, so without tuning it rarely continues about the table. Another layout ("table
+... In words: ...") would suit it better, but would measure the layout.
 """
 
 import time
@@ -24,9 +24,9 @@ from weights import load_gpt2
 
 
 def zero_shot(settings: Settings, words: str = "") -> Path:
-    """Decode and score the test tables; returns the folder, with the files that a trained and evaluated run has.
+    """Decode and score the test tables; returns the folder, with the files of a trained and evaluated run.
 
-    settings    resolved: model, data, decoding, device, out. Its mode must be "finetune", which puts nothing in front
+    settings    resolved: model, data, decoding, device, out. The mode must be "finetune", which has no prefix
     """
     folder = Path(settings.out)
     tokenizer = load_tokenizer(settings.model)
@@ -34,7 +34,7 @@ def zero_shot(settings: Settings, words: str = "") -> Path:
     given = [f"{words} {source}".strip() for source in groups]
     model = load_gpt2(settings.model, settings.weights).requires_grad_(False).eval()
     settings.engine.to_device_and_freeze(model)
-    check_context(settings, model, given, tokenizer)
+    check_context(model.config, tokenizer, given, None, settings.beam_size, settings.max_new_tokens)
     n_weights = sum(p.numel() for p in model.parameters())
     print(f"untuned {settings.model}, {words or 'nothing'!r} in front: {len(given)} tables", flush=True)
     began = time.monotonic()
@@ -43,12 +43,10 @@ def zero_shot(settings: Settings, words: str = "") -> Path:
     with write_atomic(folder / "outputs.txt") as file:
         file.writelines(text + "\n" for text in outputs)
     write_json(folder / "scores.json", metrics.score(outputs, list(groups.values())))
-    write_json(folder / "summary.json", {
-        "parameters": {"gpt2": n_weights, "trained": 0, "stored": 0}, "bytes_on_disk": 0, "steps": 0,
-        "training_examples": 0, "training_seconds": 0.0, "validation_seconds": 0.0, "machine": describe_machine(settings.device, settings.dtype),
-    })  # fmt: skip
-    write_json(folder / "evaluation.json", {
-        "tables": len(outputs), **settings.search, "decoding_seconds": round(seconds, 1),
-        "signature": metrics.signature(),
-    })  # fmt: skip
+    summary = {"parameters": {"gpt2": n_weights, "trained": 0, "stored": 0}}
+    summary |= dict.fromkeys(("bytes_on_disk", "steps", "training_examples"), 0)
+    summary |= dict.fromkeys(("training_seconds", "validation_seconds"), 0.0)
+    write_json(folder / "summary.json", summary | {"machine": describe_machine(settings.device, settings.dtype)})
+    evaluation = {"tables": len(outputs), **settings.search, "decoding_seconds": round(seconds, 1)}
+    write_json(folder / "evaluation.json", evaluation | {"signature": metrics.signature()})
     return folder

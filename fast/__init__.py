@@ -1,9 +1,9 @@
 """The fast path: what the plain files compute, from the same parameters and through the same hooks, in less time.
 
-    plain                      fast                       how
-    train.summed_loss          training.summed_loss       no padding outside attention, logits only where a token is scored
-    train.clip_gradients       training.clip_gradients    the norm row by row, the division inside AdamW
-    beam.NextWords             decoding.NextWords         beams share keys and values; a frozen model is packed for oneDNN
+    plain                      fast                      how
+    train.summed_loss          training.summed_loss      no padding outside attention, logits of scored tokens only
+    train.clip_gradients       training.clip_gradients   the norm row by row, the division inside AdamW
+    beam.NextWords             decoding.NextWords        beams share keys and values; frozen weights are packed
 
 harness/door.py is the only place that imports this package, and chooses. tests/test_fast.py holds each function to its
 plain counterpart.

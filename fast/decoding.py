@@ -39,7 +39,7 @@ class NextWords:
         return self.best(x)
 
     def of_beams(self, prompts: Tensor, beams: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Extend beams by a token each: log p and ids of the best words after it, each [R, n]. Arguments as in beam.py."""
+        """Extend beams by a token each: log p and ids of the best words after it, each [R, n]. See beam.py."""
         B, K = beams.shape
         self.tree.branch(prompts, beams)
         self.lengths, self.visible = self.lengths[prompts] + 1, self.visible[prompts]
@@ -79,7 +79,7 @@ def hidden_states(
     mask: Tensor | None = None,
     last: Tensor | None = None,
 ) -> Tensor:
-    """LayerNorm(x_L) of tokens [B, T], which are added to the tree: [B, T, C]; with `last`, indices into B * T, [M, C]."""
+    """LayerNorm(x_L) of tokens [B, T], added to the tree: [B, T, C]; at `last`, indices into B * T, [M, C]."""
     positions, mask = model.positions_and_mask(tokens, tree, positions, mask)
     begins = tree.length == 0
     x = model.wte(tokens) + model.wpe(positions)  # [B, T, C]

@@ -1,4 +1,4 @@
-"""The loss of a language model, summed over the scored tokens y_1 .. y_M, with its gradient computed in the forward pass:
+"""The loss, summed over the scored tokens y_1 .. y_M, with its gradient computed in the forward pass:
 
     loss  =  - sum_i log p_i[y_i]     with p = softmax(x W^T)
 
@@ -17,8 +17,9 @@ from torch import Tensor
 
 from fast.ops import transposed
 
-# oneDNN, which multiplies matrices for PyTorch on CPUs, compiles a kernel for every new shape, about a millisecond each,
-# as long as some products take. Every batch of text has a shape of its own, so lengths are rounded up to a few shapes.
+# oneDNN, which multiplies matrices for PyTorch on CPUs, compiles a kernel for every new shape, about a millisecond
+# each, as long as some products take. Every batch of text has a shape of its own, so lengths are rounded up to a few
+# shapes.
 SHAPE_MULTIPLE = 16
 
 

@@ -28,9 +28,9 @@ def keep_freed_memory() -> None:
 def use_large_pages(libc: ctypes.CDLL) -> None:
     """Ask Linux for pages of 2 MB instead of 4 kB for everything allocated from now on.
 
-    The fewer pages, the less time every access spends on address translation. Half of the machine's memory is requested at
-    once and freed, so that the C library serves later requests from it; until written to, it is address space, not memory.
-    Nothing is done where address space is limited or all allocated memory is written to.
+    The fewer pages, the less time every access spends on address translation. Half of the machine's memory is requested
+    at once and freed, so that the C library serves later requests from it; until written to, it is address space, not
+    memory. Nothing is done where address space is limited or all allocated memory is written to.
     """
     try:
         import resource  # not on Windows

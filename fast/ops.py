@@ -99,8 +99,9 @@ class TiedEmbedding(torch.autograd.Function):
 
         dW = dW_output + sum_i onehot(token_i) dx_i^T
 
-    PyTorch would fill a second table of V rows with dx, nearly all zeros, and add the two. Here the few rows are added in
-    place to the first. That is safe for one product as the second use: it has just computed dW, and nothing else holds it.
+    PyTorch would fill a second table of V rows with dx, nearly all zeros, and add the two. Here the few rows are added
+    in place to the first. That is safe for one product as the second use: it has just computed dW, and nothing else
+    holds it.
     """
 
     @staticmethod
@@ -124,8 +125,8 @@ class TiedEmbedding(torch.autograd.Function):
 class TokenPacking:
     """Removes the padding of a batch: everything but attention is computed for the N real tokens only.
 
-    Attention needs whole sequences, head by head. Rows of D numbers are moved, so that padding, splitting into heads and
-    transposing are one copy.
+    Attention needs whole sequences, head by head. Rows of D numbers are moved, so that padding, splitting into heads
+    and transposing are one copy.
     """
 
     B: int
@@ -146,7 +147,8 @@ class TokenPacking:
         place = (b[:, None] * H + heads) * T + t[:, None]
         # in an array [N, H], the index of each row of [B, H, T]; N * H, one past the end, where there is no token
         origin = torch.where(token < 0, N * H, token * H + heads[:, None])
-        # The same for q, k and v: in [N, 3, H] the index of each row of [3, B, H, T] (any for padding), and the inverse.
+        # The same for q, k and v: in [N, 3, H] the index of each row of [3, B, H, T] (any for padding), and the
+        # inverse.
         three = torch.arange(3, device=device)
         self.split = (
             (token.clamp(min=0) * 3 + three.view(3, 1, 1, 1)) * H + heads[:, None]

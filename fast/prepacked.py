@@ -2,9 +2,9 @@
 
 Decoding multiplies few rows (5 beams of 32 tables: 160) by all of GPT-2's weights, once for every token.
 
-Packing. A CPU's matrix unit reads a weight matrix in tiles. oneDNN, which multiplies matrices for PyTorch, rearranges it
-into tiles for every product, which for few rows takes as long as the product itself. Constant weights can be rearranged
-once (`PrepackedLinear`). Also, gelu is applied to a product before it leaves the CPU's registers.
+Packing. A CPU's matrix unit reads a weight matrix in tiles. oneDNN, which multiplies matrices for PyTorch, rearranges
+it into tiles for every product, which for few rows takes as long as the product itself. Constant weights can be
+rearranged once (`PrepackedLinear`). Also, gelu is applied to a product before it leaves the CPU's registers.
 
 Two rounds. Close candidates must be told apart in fp32, but packed bf16 products come out rounded to bf16, 8 bits. So a
 first round computes rough logits of all V words, and a second those of the best few in fp32 (`TwoRounds`):
@@ -12,12 +12,14 @@ first round computes rough logits of all V words, and a second those of the best
     rough_v = bf16(x . (W_v - w))        W_v the row of `wte` for word v, w the mean of these rows
     exact_v =      x . (W_v - w)         where rough_v is among the largest
 
-    log p_v = exact_v - log z            z = the sum over all words of exp(exact_v), or exp(rough_v) where only that is known
+    log p_v = exact_v - log z            z = sum over all words of exp(exact_v), or of exp(rough_v) if that is all
 
-x . w is the same for all words, so subtracting it does not change p; and where all logits are far from zero, the remainder
-is smaller, so rounding loses less. Words with only rough logits enter through z, where their errors average out.
+x . w is the same for all words, so subtracting it does not change p; and where all logits are far from zero, the
+remainder is smaller, so rounding loses less. Words with only rough logits enter through z, where their errors average
+out.
 
-Shapes: R rows, C width, V vocabulary, V' >= V a multiple of WIDTH, n words wanted, n' > n in the second round, G groups.
+Shapes: R rows, C width, V vocabulary, V' >= V a multiple of WIDTH, n words wanted, n' > n in the second round, G
+groups.
 """
 
 from functools import cache
@@ -47,12 +49,15 @@ def packed(W: Tensor) -> Tensor:
 
 
 def packed_product(x: Tensor, W: Tensor, b: Tensor | None, activation: str = "none") -> Tensor:
-    """x W^T + b, or with activation "gelu" its gelu (tanh): x [R, n_in], W packed, b [n_out], all bf16 -> [R, n_out]. No gradients."""
+    """x W^T + b, or with activation "gelu" its gelu (tanh). No gradients.
+
+    x [R, n_in], W packed, b [n_out], all bf16 -> [R, n_out]
+    """
     return torch.ops.mkldnn._linear_pointwise(x, W, b, activation, [], "tanh")
 
 
 class PrepackedLinear(nn.Module):
-    """A frozen `gpt2.Projection`, y = x W + b, or with `gelu` the gelu of it. Raises RuntimeError if a gradient is needed."""
+    """A frozen `gpt2.Projection`, y = x W + b, or with `gelu` its gelu. Raises RuntimeError if a gradient is needed."""
 
     def __init__(self, projection, gelu: bool = False):
         super().__init__()
@@ -79,7 +84,7 @@ class TwoRounds:
         self.bias = F.pad(torch.zeros(len(weight)), (0, up), value=-torch.inf).bfloat16()  # [V']
 
     def __call__(self, x: Tensor, n: int, banned: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-        """x [R, C], LayerNorm(x_L) -> log p of the n best words that are not banned, and their ids: both [R, n], best first."""
+        """LayerNorm(x_L) [R, C] -> log p and ids of the n best words that are not banned, each [R, n], best first."""
         with torch.autocast("cpu", enabled=False):
             x = x.float()
             rough = packed_product(x.to(torch.bfloat16), self.packed, self.bias)  # [R, V']
@@ -100,7 +105,7 @@ class TwoRounds:
 
 
 def first_round(rough: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Rough logits [R, V'] -> the largest of each group [R, G], and of all, top [R, 1]; the sum of exp(logit - top) [R, 1]."""
+    """Rough logits [R, V'] -> group maxima [R, G], the maximum of all, top [R, 1], sum of exp(logit - top) [R, 1]."""
     logits = rough.float()
     maxima = group_maxima(logits)
     top = maxima.amax(1, keepdim=True)
@@ -115,10 +120,10 @@ def group_maxima(x: Tensor) -> Tensor:
 
 
 def largest(x: Tensor, n: int, maxima: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """(values, indices) of the n largest numbers of each row of x [R, V], each [R, n], largest first: topk, faster on a CPU.
+    """(values, indices) of the n largest numbers of each row of x [R, V], each [R, n]: topk, faster on a CPU.
 
-    The n largest are in the n groups with the largest maxima, and maxima are fast. (Of equal numbers it may return others
-    than topk.)
+    The n largest are in the n groups with the largest maxima, and maxima are fast. (Of equal numbers it may return
+    others than topk.)
 
     maxima  [R, V // WIDTH], if they are known already
     """

@@ -1,9 +1,10 @@
-"""The loss of a batch and the clipping of its gradient, on the fast path (plain: train.summed_loss, train.clip_gradients).
+"""The loss of a batch, and clipping, on the fast path (plain: train.summed_loss, train.clip_gradients).
 
 The forward pass is gpt2.py's, layer by layer, with three savings:
 
-* The product with the 50,257 rows of `wte` is a third of GPT-2 small's arithmetic. It is computed only at the M positions
-  whose next token is scored, as is the last layer's MLP, because after the last attention no token sees another.
+* The product with the 50,257 rows of `wte` is a third of GPT-2 small's arithmetic. It is computed only at the M
+  positions whose next token is scored, as is the last layer's MLP, because after the last attention no token sees
+  another.
 * A quarter of a batch of E2E's sentences is padding. It exists in attention only (`ops.TokenPacking`).
 * Under autocast, weights are rounded to bf16 in every step. Frozen ones are rounded once (`round_frozen`).
 
@@ -104,7 +105,7 @@ def cross_entropy(model: GPT2, x: Tensor, targets: Tensor, wte: Tensor) -> Tenso
 
 
 def exact_logits(x: Tensor, wte: Tensor) -> Tensor:
-    """x wte^T in fp32, [.., C] -> [.., V]. Under autocast its factors are rounded to bf16 (on a GPU to TF32), its sums are not."""
+    """x wte^T in fp32, [.., C] -> [.., V]. Under autocast only the factors are rounded, to bf16 (on a GPU TF32)."""
     precision = torch.get_float32_matmul_precision()
     if torch.is_autocast_enabled(x.device.type):
         torch.set_float32_matmul_precision("medium")
@@ -148,8 +149,8 @@ def rounded_head(model: GPT2, dtype: torch.dtype) -> Tensor:
 def clip_gradients(optimizer: torch.optim.Optimizer, limit: float) -> Tensor:
     """Scale the gradients of all parameters to a norm of at most `limit`:  g  <-  g / max(1, norm / limit).
 
-    Returns the norm before clipping. Fused AdamW divides on its way through the weights: torch.amp's GradScaler asks for
-    that by setting `grad_scale`, and so do we. The optimizer must then step before the next call.
+    Returns the norm before clipping. Fused AdamW divides on its way through the weights: torch.amp's GradScaler asks
+    for that by setting `grad_scale`, and so do we. The optimizer must then step before the next call.
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     norm = gradient_norm(parameters)

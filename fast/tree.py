@@ -1,15 +1,15 @@
 """The keys and values of beams, each stored once however many beams need it.
 
-The beams of a prompt form a tree: the prompt is its trunk, and each step adds K leaves, a token for each beam. The entries
-of a tree are stored next to each other, as if it were one sequence, and a table says which beam sees which:
+The beams of a prompt form a tree: the prompt is its trunk, and each step adds K leaves, a token for each beam. The
+entries of a tree are stored next to each other, as if it were one sequence, and a table says which beam sees which:
 
     path[b, k, s]  =  is entry s on the way from the root of prompt b's tree to the leaf of its beam k?
 
-So no key or value is copied when beams change places or branch; only `path` changes. In a step, a prompt's K tokens attend
-as K queries of one sequence, with `path` as the mask. A leaf overwrites an entry that is on no beam's path any more, and
-is appended only if there is none, so a tree is hardly larger than what its beams have read, and memory is allocated as
-trees grow. Entries therefore have no order. Attention does not mind (a key contains its token's position); a mask, which
-names a beam's entries in the order in which it read them, finds them by
+So no key or value is copied when beams change places or branch; only `path` changes. In a step, a prompt's K tokens
+attend as K queries of one sequence, with `path` as the mask. A leaf overwrites an entry that is on no beam's path any
+more, and is appended only if there is none, so a tree is hardly larger than what its beams have read, and memory is
+allocated as trees grow. Entries therefore have no order. Attention does not mind (a key contains its token's position);
+a mask, which names a beam's entries in the order in which it read them, finds them by
 
     depth[b, s]  =  how many entries precede s on the way to it
 
@@ -75,7 +75,7 @@ class BeamTree:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
     def branch(self, prompts: Tensor, beams: Tensor) -> None:
-        """Before a step: keep these prompts [B], and let these beams of each [B, K], repeats allowed, read one more token."""
+        """Before a step: keep these prompts [B], and extend these beams of each [B, K], repeats allowed."""
         B, K = beams.shape
         if self.path is None:
             trunk = torch.arange(self.length, device=beams.device).expand(len(self.layers[0][0]), -1)  # [B, S']
@@ -104,7 +104,7 @@ class BeamTree:
         self.depth, self.path = self.depth[prompts], self.path[prompts]
 
     def _grow(self, S: int) -> int:
-        """Have S entries in use in all layers; returns S. If the memory is too small, it is reallocated for 3/2 S entries."""
+        """Use S entries in all layers; returns S. If the memory is too small, it is reallocated for 3/2 S entries."""
         for layer, memories in enumerate(self.layers):
             if (room := memories[0].size(2)) < S:
                 self.layers[layer] = tuple(F.pad(memory, (0, 0, 0, S + S // 2 - room)) for memory in memories)

@@ -5,7 +5,8 @@ machine.py       device, number format, a description of the machine
 door.py          the one place that chooses between the plain path and fast/
 runs.py          a run's folder: its settings, its model, what it learned
 checkpoints.py   logs and checkpoints that survive a kill
-loop.py          what is hung on train.py's loop: logs, validation, checkpoints, signals
+loop.py          what is hung on train.py's loop: data, logs, validation, checkpoints
+signals.py       Ctrl-C and shutdown end a run after its current step
 ranks.py         several processes, one run (torchrun)
 files.py         errors in one sentence, atomic writes, locks
 download.py      downloads that resume and are verified

@@ -53,8 +53,7 @@ def write_state(path: Path, state: dict) -> None:
 
 @contextmanager
 def read_state(path: Path):
-    """`with read_state(path) as state:` what `write_state` wrote, for the block to restore. Only tensors and numbers are
-    unpickled.
+    """`with read_state(path) as state:` what `write_state` wrote. Only tensors, numbers and strings are unpickled.
 
     Raises InputError when the file is damaged, or when the block finds that something is missing or does not fit.
     """
@@ -99,6 +98,7 @@ def load_checkpoint(path: Path, learned, optimizer, fingerprint: str) -> dict:
         numbers = {"n": int(state["n"]), "best": float(state["best"]), "counts": counts}
         if state["data"] != fingerprint:
             raise InputError(
-                f"{path}: the training examples have changed since it was written: restore them, or choose another --out"
+                f"{path}: the training examples have changed since it was written: restore them,"
+                " or choose another --out"
             )
         return numbers

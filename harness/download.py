@@ -1,4 +1,4 @@
-"""Downloads: kept in a cache folder, resumed after a broken connection, verified against every known size and checksum."""
+"""Downloads: cached, resumed after a broken connection, verified against every known size and checksum."""
 
 import hashlib
 import os
@@ -87,9 +87,7 @@ def _download_once(requests, url: str, path: Path, size: int | None, sha256: str
             if sha256 is None and len(stated) == 64:
                 sha256 = stated
         if size is not None and total is not None and size != total:
-            raise InputError(
-                f"{url} has {total} bytes, but {size} were expected: the file behind this address has changed"
-            )
+            raise InputError(f"{url} has {total} bytes, but {size} were expected: the file at this address has changed")
         etag = answer.headers.get("ETag", "")
         version = hashlib.sha256((etag or f"{url} {total}").encode()).hexdigest()[:12]
         part = path.with_name(f"{path.name}.{version}.part")
@@ -143,7 +141,8 @@ def _accept(part: Path, path: Path, url: str, size: int | None, sha256: str | No
         part.unlink()
         raise InputError(
             f"{url} arrived damaged (its SHA-256 is not {sha256[:12]}…): run the command again;"
-            f" if that does not help, the file behind this address has changed: fetch it elsewhere and save it as {path}"
+            " if that does not help, the file at this address has changed: fetch it elsewhere and save it as"
+            f" {path}"
         )
     os.replace(part, path)
     return path

@@ -19,6 +19,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 CHUNK = 1 << 20  # bytes read at a time
+NO_MEMORY = "out of memory|allocate memory|enough memory"  # what PyTorch's errors say, on a CPU or a GPU
 MINI = Path(__file__).resolve().parents[1] / "mini"  # the small model and the sample tables in this repository
 
 
@@ -34,10 +35,8 @@ def exit_on_input_error(main):
 
     @functools.wraps(main)
     def wrapper(*args, **kwargs):
-        if hasattr(
-            sys.stdout, "reconfigure"
-        ):  # GPT-2 may produce any character; print \u1234 where a terminal lacks it
-            sys.stdout.reconfigure(errors="backslashreplace")
+        if hasattr(sys.stdout, "reconfigure"):
+            sys.stdout.reconfigure(errors="backslashreplace")  # GPT-2 may produce characters that a terminal lacks
         try:
             return main(*args, **kwargs)
         except InputError as error:
@@ -47,13 +46,8 @@ def exit_on_input_error(main):
             sys.exit(1)
         except OSError as error:
             message = explain_os_error(error)
-        except (
-            MemoryError,
-            RuntimeError,
-        ) as error:  # PyTorch raises RuntimeError when the CPU's or the GPU's memory runs out
-            if isinstance(error, RuntimeError) and not re.search(
-                "out of memory|allocate memory|enough memory", str(error)
-            ):
+        except (MemoryError, RuntimeError) as error:  # PyTorch raises RuntimeError when memory runs out
+            if isinstance(error, RuntimeError) and not re.search(NO_MEMORY, str(error)):
                 raise
             message = "not enough memory: choose a smaller --batch_size or model, or a larger --grad_accum"
         print(f"error: {message}", file=sys.stderr)

@@ -1,8 +1,8 @@
 """What is hung on train.py's loop: data and model before it; logs, validation, checkpoints and signals after each step.
 
-A run can be killed at any moment. With --resume it continues from the last checkpoint to the same result, bit for bit on a
-CPU, because a checkpoint holds everything that the rest depends on: the learned weights, AdamW's moments, the step and the
-states of the random generators. The order of the examples is a function of seed and epoch alone.
+A run can be killed at any moment. With --resume it continues from the last checkpoint to the same result, bit for bit
+on a CPU, because a checkpoint holds everything that the rest depends on: the learned weights, AdamW's moments, the step
+and the states of the random generators. The order of the examples is a function of seed and epoch alone.
 """
 
 import hashlib
@@ -54,7 +54,9 @@ class Run:
         room = self.model.config.n_positions - (s.prefix_len or 0)
         self.train_set = encode(self.tokenizer, train_set, room, s.score_separator)
         self.valid_set = encode(self.tokenizer, valid_set, room, s.score_separator)
-        check_context(s, self.model, [*self.sources, *(example.source for example in test_set)], self.tokenizer)
+        sources = [*self.sources, *(example.source for example in test_set)]
+        limits = s.prefix_len, s.beam_size, s.max_new_tokens
+        check_context(self.model.config, self.tokenizer, sources, *limits)
 
         self.steps_per_epoch = math.ceil(len(self.train_set) / s.batch_size)
         self.steps = s.max_steps or s.epochs * self.steps_per_epoch
@@ -63,7 +65,8 @@ class Run:
         self.n = 0
         self.valid_loss = self.best = math.inf
         # Sums over the run: examples trained on, seconds of training and of validation. Sums since the last line of the
-        # log: loss in nats, scored tokens, tokens read, seconds. Checkpoints hold them: a run may take several sittings.
+        # log: loss in nats, scored tokens, tokens read, seconds. Checkpoints hold them: a run may take several
+        # sittings.
         self.counts = dict.fromkeys(("examples", "training_s", "validation_s", "loss", "scored", "read", "log_s"), 0.0)
 
     def choose(self, plain_one: Callable) -> Callable:

@@ -11,7 +11,10 @@ from harness.files import InputError
 
 
 def pick_device(name: str) -> str:
-    """ "auto" -> "cuda" if there is one (each of several ranks has its own), else "cpu". Raises InputError if unusable."""
+    """The device to use: for "auto" "cuda" if there is one, else "cpu". Each of several ranks has a GPU of its own.
+
+    Raises InputError if the device cannot be used.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda":

@@ -1,13 +1,13 @@
 """Several processes, one run: `torchrun --nproc_per_node N train.py ...`, on one machine or several; evaluate.py too.
 
-Each of the N processes, the ranks 0 .. N - 1, holds the whole model and computes its shard of every batch. The loss is a
-sum over examples, so its gradient is too, and a batch's gradient is the sum of the shards' (n examples in the batch):
+Each of the N processes, the ranks 0 .. N - 1, holds the whole model and computes its shard of every batch. The loss is
+a sum over examples, so its gradient is too, and a batch's gradient is the sum of the shards' (n examples in the batch):
 
     g  =  1/n sum_(i in batch) g_i  =  sum_(r = 0 .. N-1)  1/n sum_(i in shard r) g_i
 
 So the ranks sum their gradients (`sum_gradients`); then all have the same, clip it, take the same step, and stay equal.
-The result is that of one process with the same batch, up to the order of additions. Validation and decoding are sharded by
-whole batches, the same batches that one process makes, so the sentences are the same.
+The result is that of one process with the same batch, up to the order of additions. Validation and decoding are sharded
+by whole batches, the same batches that one process makes, so the sentences are the same.
 
 A collective blocks until every rank joins; if one dies, the others exit there. Hence three rules:
 
@@ -16,14 +16,14 @@ A collective blocks until every rank joins; if one dies, the others exit there. 
 * Only rank 0 prints and writes; the others wait for it and receive what it returns (`on_rank_0`).
 * A rank with an error exits, and the others exit at the next collective (`distributed`).
 
-torch.distributed does the work: gloo for tensors on CPUs, nccl for those on GPUs. Without torchrun there is one rank and
-no collective. Left out: sharding the weights or AdamW's moments (every rank has all), and communication that overlaps with
-the backward pass.
+torch.distributed does the work: gloo for tensors on CPUs, nccl for those on GPUs. Without torchrun there is one rank
+and no collective. Left out: sharding the weights or AdamW's moments (every rank has all), and communication that
+overlaps with the backward pass.
 
 Under torchrun, `--batch_size` counts all processes together, and dropout draws other noise than one process does. A run
-stops and resumes as usual, also with another number of processes. Several machines need `--out` on a shared disk. On CPUs,
-set OMP_NUM_THREADS to the cores per process (torchrun's default is 1). evaluate.py needs a `--` before its name, because
-torchrun has a flag like `--run`:
+stops and resumes as usual, also with another number of processes. Several machines need `--out` on a shared disk. On
+CPUs, set OMP_NUM_THREADS to the cores per process (torchrun's default is 1). evaluate.py needs a `--` before its name,
+because torchrun has a flag like `--run`:
 
     torchrun --nproc_per_node 4 -- evaluate.py --run runs/gpt2-prefix5
 

@@ -13,10 +13,11 @@ import dataclasses
 import json
 from pathlib import Path
 
+import tiktoken
 import torch
 
 from e2e_data import encode_prompt, shorten
-from gpt2 import GPT2
+from gpt2 import GPT2, GPT2Config
 from harness.files import InputError, read_text, write_atomic
 from harness.safetensors import write_safetensors
 from harness.settings import Settings, init_tokens
@@ -64,8 +65,8 @@ def load_run(folder: str | Path, **changes) -> tuple[Settings, GPT2]:
     prefix = load_prefix(path, model.config).requires_grad_(False)
     if prefix.mode != settings.mode:
         raise InputError(
-            f"{path} holds a {prefix.mode}, but the run's settings say {settings.mode}: the folder's files do not belong"
-            " together"
+            f"{path} holds a {prefix.mode}, but the run's settings say {settings.mode}:"
+            " the folder's files do not belong together"
         )
     return settings, settings.engine.to_device_and_freeze(model, prefix).eval()
 
@@ -132,17 +133,22 @@ def write_json(path: Path, content: dict) -> None:
         file.write(to_json(content))
 
 
-def check_context(settings: Settings, model: GPT2, sources: list[str], tokenizer) -> None:
+def check_context(
+    config: GPT2Config,
+    tokenizer: tiktoken.Encoding,
+    sources: list[str],
+    prefix_len: int | None,
+    beam_size: int,
+    max_new_tokens: int,
+) -> None:
     """Raise InputError when the longest table and its text exceed the context, or the beam exceeds the vocabulary."""
     longest, source = max((len(encode_prompt(tokenizer, source)), source) for source in sources)
-    need = longest + settings.max_new_tokens + (settings.prefix_len or 0)
-    if need > model.config.n_positions:
+    need = longest + max_new_tokens + (prefix_len or 0)
+    if need > config.n_positions:
         raise InputError(
-            f"the table {shorten(source)}, {longest} tokens, {settings.max_new_tokens} new ones and the prefix need"
-            f" {need} positions, but the model has {model.config.n_positions}: lower --max_new_tokens or --prefix_len,"
-            " or shorten the table"
+            f"the table {shorten(source)}, {longest} tokens, {max_new_tokens} new ones and the prefix need {need}"
+            f" positions, but the model has {config.n_positions}: lower --max_new_tokens or --prefix_len, or shorten the"
+            " table"
         )
-    if 2 * settings.beam_size > model.config.vocab_size - 2:  # two candidates a beam; two newline tokens are banned
-        raise InputError(
-            f"--beam_size {settings.beam_size} is too large for {model.config.vocab_size} tokens: lower it"
-        )
+    if 2 * beam_size > config.vocab_size - 2:  # two candidates a beam; two newline tokens are banned
+        raise InputError(f"--beam_size {beam_size} is too large for {config.vocab_size} tokens: lower it")

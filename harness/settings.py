@@ -1,7 +1,8 @@
 """The settings of a run, which are the flags of the command line.
 
-The defaults are the paper's settings for E2E: what `python train.py` does without flags. Where the paper's prefix-tuning
-and fine-tuning differ, or the machine decides, the default is None or "auto", and `Settings.resolve` fills it in.
+The defaults are the paper's settings for E2E: what `python train.py` does without flags. Where the paper's
+prefix-tuning and fine-tuning differ, or the machine decides, the default is None or "auto", and `Settings.resolve`
+fills it in.
 """
 
 import argparse
@@ -20,6 +21,9 @@ from harness.machine import pick_device, pick_dtype
 from prefix import MODES
 
 SEARCH = ("beam_size", "length_norm", "max_new_tokens")  # the settings of decoding
+AT_LEAST_1 = ("epochs", "max_steps", "batch_size", "grad_accum", "train_examples", "prefix_len", "mid_dim",
+              "beam_size", "max_new_tokens", "log_every", "checkpoint_every")  # fmt: skip
+AT_LEAST_0 = ("lr", "clip", "dropout", "weight_decay", "warmup_steps", "valid_every", "seed")
 
 
 def flag(default, help: str, choices: tuple = (), kind: type | None = None):
@@ -61,8 +65,12 @@ class Settings:
     weight_decay: float = flag(0.0, "AdamW's weight decay")
     clip: float = flag(1.0, "maximum gradient norm; 0: no clipping")
     dropout: float | None = flag(None, "GPT-2's dropout during training (default: 0, fine-tuning 0.1)", kind=float)
-    loss: str | None = flag(None, "sum over a sentence's tokens then mean, or mean over tokens (default: sentence, fine-tuning token)",
-                            ("sentence", "token"), kind=str)  # fmt: skip
+    loss: str | None = flag(
+        None,
+        "sum over a sentence's tokens then mean, or mean over tokens (default: sentence, fine-tuning token)",
+        ("sentence", "token"),
+        kind=str,
+    )
     score_separator: bool = flag(False, "count the separator in the loss too (the poster)")
     seed: int = flag(101, "of initialisation, order and dropout")
     keep: str = flag("last", "keep the last weights, or those with the best validation loss", ("last", "best"))
@@ -99,12 +107,11 @@ class Settings:
     def resolve(self) -> "Settings":
         """Check the numbers and fill in the defaults that depend on the mode. Raises InputError."""
         new = dataclasses.replace(self)
-        for name in ("epochs", "batch_size", "grad_accum", "log_every", "checkpoint_every", "beam_size", "max_new_tokens",
-                     "prefix_len", "max_steps", "train_examples", "mid_dim"):  # fmt: skip
+        for name in AT_LEAST_1:
             value = getattr(new, name)
             if value is not None and value < 1:
                 raise InputError(f"--{name} {value}: must be at least 1")
-        for name in ("lr", "clip", "dropout", "weight_decay", "warmup_steps", "valid_every", "seed"):
+        for name in AT_LEAST_0:
             value = getattr(new, name)
             if value is not None and not 0 <= value < float("inf"):
                 raise InputError(f"--{name} {value}: must be 0 or more")
@@ -146,32 +153,31 @@ def resolve_prefix_len(s: Settings) -> int | None:
         return s.prefix_len if s.prefix_len is not None else 5
     if s.prefix_len not in (None, len(words)):
         raise InputError(
-            f"--prefix_len {s.prefix_len}, but --init_text {s.init_text!r} has {len(words)} tokens: leave --prefix_len out"
+            f"--prefix_len {s.prefix_len}, but --init_text {s.init_text!r} has {len(words)} tokens:"
+            " leave --prefix_len out"
         )
     return len(words)
 
 
-# Learning rates (of a prefix, of fine-tuning): the paper's, and higher ones for a model 20 times smaller (mini/README.md).
+# Learning rates (of a prefix, of fine-tuning): the paper's, and higher ones for mini, a model 20 times smaller.
 PAPER_RATES = (8e-5, 5e-5)
 RATES = {"mini": (1e-3, 1e-3)}
 
 # Not part of a run's name: it is in it already, or does not change what is learned.
-NOT_IN_NAME = ("mode", "model", "prefix_len", "out", "device", "log_every", "checkpoint_every", "beam_size", "length_norm",
-               "max_new_tokens")  # fmt: skip
+NOT_IN_NAME = ("mode", "model", "prefix_len", "out", "device", "log_every", "checkpoint_every", *SEARCH)
 
 
 def default_folder(given: Settings, prefix_len: int | None) -> str:
-    """runs/gpt2-prefix5, runs/gpt2-finetune-seed7, ...: the name has every flag that was given and changes the result."""
+    """runs/gpt2-prefix5, runs/gpt2-finetune-seed7, ...: the name has every given flag that changes the result."""
     parts = [Path(given.model).resolve().name, given.mode + ("" if prefix_len is None else str(prefix_len))]
     for field in dataclasses.fields(given):
         value = getattr(given, field.name)
         if field.name in NOT_IN_NAME or value == field.default:
             continue
         text = Path(value).resolve().name if field.name in ("data", "weights") else str(value)
-        text = (
-            "" if value is True else "_" + re.sub(r"[^\w.]+", "_", text).strip("_") if isinstance(value, str) else text
-        )
-        parts.append(field.name + text)
+        if isinstance(value, str):
+            text = "_" + re.sub(r"[^\w.]+", "_", text).strip("_")
+        parts.append(field.name + ("" if value is True else text))
     return "runs/" + "-".join(parts)
 
 

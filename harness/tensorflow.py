@@ -19,13 +19,8 @@ from torch import Tensor
 from harness.files import InputError
 
 TABLE_MAGIC = 0xDB4775248B80FB57
-TF_DTYPES = {
-    1: np.float32,
-    2: np.float64,
-    3: np.int32,
-    9: np.int64,
-    19: np.float16,
-}  # tensorflow/core/framework/types.proto
+# The numbers of tensorflow/core/framework/types.proto.
+TF_DTYPES = {1: np.float32, 2: np.float64, 3: np.int32, 9: np.int64, 19: np.float16}
 
 
 def read_tensorflow(index: Path) -> Iterator[tuple[str, Tensor]]:
@@ -47,7 +42,8 @@ def read_tensorflow(index: Path) -> Iterator[tuple[str, Tensor]]:
                 files[shard] = np.memmap(path, dtype=np.uint8, mode="c")
             if offset + size > len(files[shard]) or size != np.prod(shape, dtype=np.int64) * dtype.itemsize:
                 raise ValueError(
-                    f"{key.decode()} is not where the index says; the data file is truncated or belongs to another checkpoint"
+                    f"{key.decode()} is not where the index says;"
+                    " the data file is truncated or belongs to another checkpoint"
                 )
             yield key.decode(), torch.from_numpy(files[shard][offset : offset + size].view(dtype).reshape(shape))
     except FileNotFoundError as error:
@@ -59,8 +55,9 @@ def read_tensorflow(index: Path) -> Iterator[tuple[str, Tensor]]:
 
 
 def read_table(data: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """(key, value) pairs of a sorted-string table. Its last 48 bytes, the footer, point to an index
-    block, whose values point to the data blocks: offset and size as varints."""
+    """(key, value) pairs of a sorted-string table. Its last 48 bytes, the footer, point to an index block, whose values
+    point to the data blocks: offset and size as varints.
+    """
     if len(data) < 48 or struct.unpack("<Q", data[-8:])[0] != TABLE_MAGIC:
         raise ValueError("the sorted-string table's magic number is missing")
     _, at = read_varint(data, len(data) - 48)  # the first handle is the meta-index block's, unused here
@@ -77,9 +74,7 @@ def read_block(data: bytes, offset: int, size: int) -> Iterator[tuple[bytes, byt
     if data[offset + size] != 0:
         raise ValueError("its index is compressed, which is not supported")
     block = data[offset : offset + size]
-    (restarts,) = struct.unpack(
-        "<I", block[-4:]
-    )  # the block ends with a list of restart points, used for binary search
+    (restarts,) = struct.unpack("<I", block[-4:])  # the block ends with a list of restart points for binary search
     at, key = 0, b""
     while at < size - 4 - 4 * restarts:
         shared, at = read_varint(block, at)

@@ -1,21 +1,21 @@
-"""What GPT-2 mini reads: a mixture of four kinds of English, cut into rows of tokens.
+"""The training text of GPT-2 mini: a mixture of four kinds of English, cut into rows of tokens.
 
-    dialogue      people who look for restaurants, hotels, films, and recipes
+    dialogue      people who look for restaurants, hotels and films; recipes
     books         novels, travel and cookery books
     expository    textbooks, encyclopedia articles, government writing
-    structured    a small table, and the sentence that says it
+    structured    a small table, and a sentence that states it
 
-A prefix cannot teach the frozen model to copy a name out of a table: the model has to bring that along. So two fifths of
-what it reads are tables, and each is told differently each time it comes up (`Tables.tell`): values are exchanged, in
-table and sentence alike, for others that the model has not seen there, tables are joined, and the signs between keys and
-values change. So knowing the values by heart does not help; copying them does.
+A prefix cannot teach the frozen model to copy a name out of a table: the model must have learned that in pretraining.
+So two fifths of the rows are tables, and each table is varied every time it is used (`Tables.vary`): values are
+replaced in table and sentence alike, by values that the model has not seen in that place; tables are joined; the
+separators between keys and values change. Memorising the values does not help; copying them does.
 
-For the same reason an end token does not always stand between texts that have nothing to do with each other: some
-paragraphs of a text are divided by one. A model whose texts are all independent learns to look at nothing before an end
-token, but GPT-2's task format puts one between a table and its sentence. (No table of the corpus is divided from its
-sentence in that way.)
+For the same reason an end token does not always separate unrelated texts: it replaces some of the line ends between the
+paragraphs of one text. A model trained only on independent texts learns to ignore everything before an end token, but
+GPT-2's task format has one between a table and its sentence. (No table of the corpus is separated from its sentence in
+this way.)
 
-Everything is a function of the seed and the step, so that a resumed run reads what the uninterrupted one would have.
+Everything is a function of the seed and the step, so a resumed run reads the rows of an uninterrupted one.
 """
 
 import gzip
@@ -34,21 +34,21 @@ from harness.files import InputError
 
 KINDS = ("dialogue", "books", "expository", "structured")
 FILES = f"{', '.join(f'{kind}.txt' for kind in KINDS)} (or .txt.gz)"
-HELD_OUT, FIRST = 100, 7  # one document in 100 is never trained on, beginning with the eighth (places count from 0)
-DIVIDER = re.compile(rf"^{re.escape(END)}$\n?", re.M)  # a line that holds the end mark and nothing else
+HELD_OUT, FIRST = 100, 7  # one document in 100 is held out, the first at index 7
+DIVIDER = re.compile(rf"^{re.escape(END)}$\n?", re.M)  # a line that consists of the end mark
 
 
 # ----------------------------------------------------------------------------- files
 
 
 def find_documents(folder: Path, kind: str) -> Path | None:
-    """The file of a kind of text, KIND.txt.gz or KIND.txt, if the folder has one."""
+    """The file of a kind of text, KIND.txt.gz or KIND.txt; None if the folder has neither."""
     paths = (Path(folder) / f"{kind}.txt.gz", Path(folder) / f"{kind}.txt")
     return next((path for path in paths if path.exists()), None)
 
 
 def find_kinds(folder: Path) -> list[str]:
-    """The kinds of text that a folder has. Raises InputError when there is none."""
+    """The kinds of text in a folder. Raises InputError if there is none."""
     if not Path(folder).is_dir():
         problem = "is not a folder" if Path(folder).exists() else "does not exist"
         raise InputError(f"{folder} {problem}: --corpus names a folder with {FILES}")
@@ -59,33 +59,28 @@ def find_kinds(folder: Path) -> list[str]:
 
 
 def read_documents(folder: Path, kind: str) -> tuple[list[str], list[str]]:
-    """(training documents, held-out documents) of a kind of text, a file whose documents are divided by lines `<|endoftext|>`.
+    """(training documents, held-out documents) of a kind of text. Lines `<|endoftext|>` separate a file's documents.
 
-    The held-out ones are always the same: the 8th, the 108th, the 208th and so on. Raises InputError for a file that
-    cannot be read, one with fewer than 8 documents, and tables in a form that `parse_table` does not understand.
+    The held-out documents are always the same: the 8th, the 108th, the 208th and so on. Raises InputError for a file
+    that cannot be read or has fewer than 8 documents, and for tables that `parse_table` cannot parse.
     """
     path = find_documents(folder, kind)
     opener = gzip.open if path.suffix == ".gz" else open
     try:
         with opener(path, "rt", encoding="utf-8-sig") as file:
             documents = [text.strip("\n") for text in DIVIDER.split(file.read())]
-    except (
-        OSError,
-        EOFError,
-        ValueError,
-        zlib.error,
-    ) as error:  # ValueError: not UTF-8; the others: not gzip, or damaged
+    except (OSError, EOFError, ValueError, zlib.error) as error:  # not UTF-8 (ValueError), not gzip, or damaged
         raise InputError(f"{path} cannot be read ({type(error).__name__}: {error}): fetch or write it again") from None
     documents = [text for text in documents if text.strip()]
     if len(documents) <= FIRST:
         raise InputError(
-            f"{path}: {len(documents)} documents are too few to hold one out: divide the text into {FIRST + 1} or more, by lines {END}"
+            f"{path}: {len(documents)} documents are too few to hold one out:"
+            f" divide the text into {FIRST + 1} or more, by lines {END}"
         )
     training = [text for i, text in enumerate(documents) if i % HELD_OUT != FIRST]
     if kind == "structured" and not any(map(parse_table, training)):
-        raise InputError(
-            f"{path}: no document is a table and its sentence: write key : value | key : value, and below it the sentence"
-        )
+        form = "write key : value | key : value, and below it the sentence"
+        raise InputError(f"{path}: no document is a table and its sentence: {form}")
     return training, documents[FIRST::HELD_OUT]
 
 
@@ -93,10 +88,10 @@ def read_documents(folder: Path, kind: str) -> tuple[list[str], list[str]]:
 
 
 class Prose:
-    """The tokens of running text, one after another, and windows of it."""
+    """Running text as one sequence of tokens, from which rows are cut."""
 
     def __init__(self, documents: list[str], tokenizer: tiktoken.Encoding, seed: int, divide: float = 0.12):
-        """divide: the share of paragraph ends at which an end token stands in place of the line end."""
+        """divide: the share of line ends between paragraphs that an end token replaces."""
         rng = random.Random(seed)
         order = rng.sample(documents, len(documents))
         pieces = []
@@ -115,30 +110,31 @@ class Prose:
         self.tokens = np.concatenate([np.array([*row, end], dtype=np.uint16) for row in rows])
 
     def row(self, rng: random.Random, n: int) -> np.ndarray:
-        """n tokens from a random place on."""
+        """n tokens from a random position."""
         start = rng.randrange(len(self.tokens) - n)
         return self.tokens[start : start + n]
 
-    def mark(self) -> str:
-        """Changes when the text does, or its tokens."""
+    def fingerprint(self) -> str:
+        """Changes when the text or its tokens change."""
         return f"{len(self.tokens):,} tokens (SHA-256 {hashlib.sha256(self.tokens).hexdigest()[:16]})"
 
 
 # ----------------------------------------------------------------------------- tables
 
-# What stands between two items of a table. Behind a comma only a key in small letters counts: "Dumbo, Mad Max: Fury Road" is one value.
+# The separators between two items of a table. After a comma only a lower-case key counts: "Dumbo, Mad Max: Fury Road"
+# is one value.
 ITEM = re.compile(r"(?: \| |; |\n)(?=[^\W\d_][\w ]*(?: : |: | = ))|, (?=[a-z][a-z ]*(?: : |: | = ))")
-KEY = re.compile(r"([^\W\d_][\w ]*?)(?: : |: | = )(.+)", re.S)  # letters, digits and spaces, and the value
+KEY = re.compile(r"([^\W\d_][\w ]*?)(?: : |: | = )(.+)", re.S)  # a key of letters, digits and spaces; its value
 BETWEEN = (" | ", " | ", "; ", ", ", "\n", " , ")
 AFTER_KEY = (" : ", " : ", ": ", " = ")
 NAME = re.compile(r"(?<=[a-z] )[A-Z][a-z]{2,}(?: (?:[A-Z][a-z]{2,}|of|the|and)(?= [A-Z]))*(?: [A-Z][a-z]{2,})?")
 
 
 class Tables:
-    """Tables with the sentence that says each, told differently each time."""
+    """Tables with their sentences, varied every time they are used."""
 
     def __init__(self, documents: list[str], tokenizer: tiktoken.Encoding, names: list[str]):
-        """names: texts to take capitalised names from, to put in the place of values. Documents of another form are left out."""
+        """names: texts whose capitalised names may replace values. Documents in another form are skipped."""
         self.tokenizer = tokenizer
         self.parsed = [parsed for parsed in map(parse_table, documents) if parsed is not None]
         self.values: dict[str, list[str]] = {}
@@ -149,21 +145,22 @@ class Tables:
         self.all_values = sorted({v for values in self.values.values() for v in values if re.search("[a-z]{3}", v)})
         self.names = sorted({name for text in names for name in NAME.findall(text) if 3 < len(name) < 30})
 
-    def mark(self) -> str:
-        """Changes when the tables do, or the names, and with them the rows (with an unchanged vocabulary)."""
-        return f"{len(self.parsed):,} tables (SHA-256 {hashlib.sha256(repr((self.parsed, self.names)).encode()).hexdigest()[:16]})"
+    def fingerprint(self) -> str:
+        """Changes when the tables or the names change. With the vocabulary they determine the rows."""
+        digest = hashlib.sha256(repr((self.parsed, self.names)).encode()).hexdigest()[:16]
+        return f"{len(self.parsed):,} tables (SHA-256 {digest})"
 
     def row(self, rng: random.Random, n: int) -> np.ndarray:
-        """n tokens: as many tables and sentences as go in, with end tokens between."""
+        """n tokens: varied tables with their sentences, separated by end tokens; the last may be cut off."""
         tokens: list[int] = []
         while len(tokens) < n:
-            tokens += [*self.tokenizer.encode_ordinary(self.tell(rng)), self.tokenizer.eot_token]
+            tokens += [*self.tokenizer.encode_ordinary(self.vary(rng)), self.tokenizer.eot_token]
         return np.array(tokens[:n], dtype=np.uint16)
 
-    def tell(self, rng: random.Random) -> str:
-        """One table, or several joined, with new values and new signs, and what says it."""
+    def vary(self, rng: random.Random) -> str:
+        """One table, or several joined, with new values and separators, and below it the sentence that states it."""
         heading, items, sentence = self.exchange(rng, *rng.choice(self.parsed))
-        if rng.random() < 0.5:  # long tables, of which the corpus has few
+        if rng.random() < 0.5:  # make a long table; the corpus has few
             for _ in range(rng.choice((1, 1, 2, 3))):
                 _, more, also = self.exchange(rng, *rng.choice(self.parsed))
                 if {key for key, _ in items}.isdisjoint(key for key, _ in more):
@@ -176,7 +173,7 @@ class Tables:
         return heading + table + "\n" + sentence
 
     def exchange(self, rng: random.Random, heading: str, items: list[tuple[str, str]], sentence: str):
-        """Other values, where the sentence repeats a value letter by letter. Half of the tables stay as they are."""
+        """Replace values that the sentence repeats literally. Half of the tables stay as they are."""
         if rng.random() < 0.5:
             return heading, items, sentence
         others = {}  # old value -> new value
@@ -184,15 +181,14 @@ class Tables:
             said = re.search(rf"(?<!\w){re.escape(value)}(?!\w)", sentence)
             if said and len(value) > 1 and value not in ("True", "False") and rng.random() < 0.8:
                 others[value] = self.other_value(rng, key, value)
-        if (
-            others
-        ):  # all at once: a new value may look like another old one. The longest first, where one is part of another
+        if others:
+            # In one pass, because a new value may equal another old one; the longest first, as it may contain others.
             old = "|".join(re.escape(value) for value in sorted(others, key=len, reverse=True))
             sentence = re.sub(rf"(?<!\w)(?:{old})(?!\w)", lambda found: others[found[0]], sentence)
         return heading, [(key, others.get(value, value)) for key, value in items], sentence
 
     def other_value(self, rng: random.Random, key: str, value: str) -> str:
-        """A value of the same kind: digits for digits, a name for a name, else one that the key has elsewhere or any other."""
+        """A value of the same kind: digits for digits, often a name for a name, else a value of this key or any."""
         if re.search(r"\d", value):
             return re.sub(r"\d", lambda _: str(rng.randrange(1, 10)), value)
         choice = rng.random()
@@ -203,7 +199,7 @@ class Tables:
 
 
 def parse_table(document: str) -> tuple[str, list[tuple[str, str]], str] | None:
-    """(heading with its line end or "", [(key, value)], the sentence), or None where the form is another."""
+    """(heading with its line end or "", [(key, value)], sentence), or None if the document is in another form."""
     *lines, sentence = document.split("\n")
     heading = ""
     if lines and not KEY.fullmatch(lines[0]):
@@ -220,31 +216,27 @@ def parse_table(document: str) -> tuple[str, list[tuple[str, str]], str] | None:
 def make_sources(
     training: dict[str, list[str]], tokenizer: tiktoken.Encoding, n: int, seed: int
 ) -> dict[str, Prose | Tables]:
-    """What rows of n tokens are drawn from, by kind. Raises InputError for too little text."""
+    """By kind, the source from which rows of n tokens are drawn. Raises InputError for too little text."""
     sources = {}
     for kind, documents in training.items():
         if kind == "structured":
             names = [text for other in ("books", "expository") for text in training.get(other, [])[:1500]]
             sources[kind] = Tables(documents, tokenizer, names)
             if left_out := len(documents) - len(sources[kind].parsed):
-                print(
-                    f"structured: {left_out:,} of {len(documents):,} documents are no tables with a sentence, and left out",
-                    flush=True,
-                )
+                skipped = f"{left_out:,} of {len(documents):,} documents"
+                print(f"structured: {skipped} are not a table with a sentence and are skipped", flush=True)
         else:
             sources[kind] = Prose(documents, tokenizer, seed)
-            check_enough(
-                kind, len(sources[kind].tokens), n + 1, "train on"
-            )  # more than a row, so that its place can be drawn
+            check_enough(kind, len(sources[kind].tokens), n + 1, "train on")  # > n, so that a position can be drawn
     return sources
 
 
 def held_out_rows(
     held_out: dict[str, list[str]], tokenizer: tiktoken.Encoding, n: int
 ) -> dict[str, tuple[torch.Tensor, int]]:
-    """By kind, rows [N, n] of the documents as they stand, and the bytes of text that the scored tokens, rows[:, 1:], are.
+    """By kind, rows [N, n] of the unchanged documents, and the number of bytes of the scored tokens, rows[:, 1:].
 
-    End tokens are scored too, but are no text. Raises InputError for too little text.
+    End tokens are scored too, but count no bytes. Raises InputError for too little text.
     """
     result = {}
     for kind, documents in held_out.items():
@@ -259,13 +251,12 @@ def held_out_rows(
 def check_enough(kind: str, n_tokens: int, need: int, purpose: str) -> None:
     """Raise InputError for text that does not fill a row."""
     if n_tokens < need:
-        raise InputError(
-            f"{kind}: {n_tokens} tokens are too few to {purpose}, {need} are needed: add text, or lower --n_positions"
-        )
+        counts = f"{n_tokens} tokens are too few to {purpose}, {need} are needed"
+        raise InputError(f"{kind}: {counts}: add text, or lower --n_positions")
 
 
 class Mixture:
-    """Batches of rows, each row of one kind, in the shares of `weights`."""
+    """Batches of rows, each row of one kind; `weights` are the kinds' shares."""
 
     def __init__(self, sources: dict[str, Prose | Tables], weights: dict[str, float], seed: int):
         self.sources, self.weights, self.seed = sources, weights, seed

@@ -1,7 +1,7 @@
 """Runs a program of this project with an accident, which the environment names. For torchrun:
 
 LIMIT=20000 torchrun --nproc_per_node 2 accident.py train.py ...           no file may grow beyond so many bytes
-KILL_IN=5 torchrun --nproc_per_node 2 accident.py train.py ...             rank 1 is killed in training step 5 (0 is the first)
+KILL_IN=5 torchrun --nproc_per_node 2 accident.py train.py ...             rank 1 is killed in step 5 (0 is the first)
 """
 
 import os

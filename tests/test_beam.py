@@ -1,19 +1,21 @@
 """Beam search: its logic on a mock model, and the same token ids as transformers' on a trained one."""
 
 import math
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
 from tiny import tables, write_config, write_model, write_vocabulary
 
-from beam import beam_search
+import fast
+from beam import LENGTH_NORMS, NextWords, beam_search
 from e2e_data import collate, encode, encode_prompt, epoch_order, load_split, load_tokenizer
 from evaluate import newline_tokens
 from gpt2 import GPT2, GPT2Config
 from harness.safetensors import write_safetensors
 from prefix import MODES
-from train import batch_loss
+from train import summed_loss
 from weights import load_gpt2
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "e2e"
@@ -30,7 +32,7 @@ class Table(torch.nn.Module):
         generator = torch.Generator().manual_seed(seed)
         self.table = torch.nn.Parameter(2 * torch.randn(vocab_size, vocab_size, vocab_size, generator=generator))
 
-    def forward(self, tokens, cache=None, positions=None, mask=None, at=None):
+    def forward(self, tokens, cache=None, positions=None, mask=None):
         B, T = tokens.shape
         before = cache.length
         keys = torch.nn.functional.one_hot(tokens, len(self.table)).float()[:, None]  # [B, 1, T, V]: what it remembers
@@ -38,7 +40,7 @@ class Table(torch.nn.Module):
         ids = keys[:, 0].argmax(-1)  # [B, S], prompt padding among them
         if T > 1:
             previous = torch.cat([ids[:, :1], ids[:, :-1]], dim=1)
-            return self.table[previous, ids].flatten(0, 1)[at]
+            return self.table[previous, ids]
         seen = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask[:, 0, 0]
         last_two = torch.stack([row[keep][-2:] for row, keep in zip(ids, seen)])
         assert before and positions.shape == (B, 1)
@@ -161,7 +163,7 @@ def train_briefly(folder, examples, steps: int, batch: int, seed: int = 0) -> GP
         for group in optimizer.param_groups:
             group["lr"] = 3e-3 * (1 - step / steps)
         order = epoch_order(len(encoded), seed, step)[:batch]
-        loss = batch_loss(model, collate([encoded[i] for i in order], tokenizer.eot_token)) / batch
+        loss = summed_loss(model, collate([encoded[i] for i in order], tokenizer.eot_token)) / batch
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -207,9 +209,13 @@ def search(trained, batch_size: int, **options) -> list[list[int]]:
     return found
 
 
-def test_same_token_ids_as_transformers_on_200_prompts(trained, reference_gpt2):
+PATHS = {"plain": NextWords, "fast": fast.NextWords}
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_same_token_ids_as_transformers_on_200_prompts(trained, reference_gpt2, path):
     folder, _, tokenizer, prompts = trained
-    ours = search(trained, 16, length_norm="output")
+    ours = search(trained, 16, length_norm="output", next_words=PATHS[path])
     assert sum(len(ids) < 60 for ids in ours) > 150  # most texts end by themselves, so ending is really compared
 
     twin, end = reference_gpt2(folder), tokenizer.eot_token
@@ -226,6 +232,20 @@ def test_same_token_ids_as_transformers_on_200_prompts(trained, reference_gpt2):
             assert ours[start + i] == (row[: row.index(end)] if end in row else row), f"prompt {start + i}"
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", [None, *MODES])
+@pytest.mark.parametrize("norm", LENGTH_NORMS)
+def test_both_paths_find_the_same_token_ids_on_200_prompts(trained, norm, mode):
+    _, model, _, _ = trained
+    torch.manual_seed(0)
+    prefix = MODES[mode](model.config, 6, mid_dim=16) if mode else None
+    with prefix.attached(model) if prefix else nullcontext():
+        options = {"length_norm": norm, "max_new_tokens": 40}
+        plain, ours = (search(trained, 64, next_words=next_words, **options) for next_words in PATHS.values())
+    assert len(plain) == 200 and len(set(map(tuple, plain))) > 20
+    assert ours == plain
+
+
 @pytest.mark.parametrize("mode", [None, *MODES])
 def test_batches_of_1_and_16_agree(trained, mode):
     _, model, tokenizer, prompts = trained
@@ -238,7 +258,7 @@ def test_batches_of_1_and_16_agree(trained, mode):
     try:
         assert search(few, 1) == search(few, 16)
     finally:
-        prefix.detach(model)
+        prefix.detach()
 
 
 @pytest.mark.parametrize("mode", [None, *MODES])
@@ -262,7 +282,7 @@ def test_one_beam_is_greedy_and_the_cache_changes_nothing(trained, mode):
             assert ids == text
     finally:
         if prefix:
-            prefix.detach(model)
+            prefix.detach()
 
 
 @pytest.mark.parametrize("mode", [None, *MODES])
@@ -278,11 +298,9 @@ def test_five_beams_with_and_without_cache_agree(trained, mode):
             super().__init__()
             self.model = model
 
-        def forward(self, tokens, cache, positions=None, mask=None, at=None):
-            ids, _ = cache.append(
-                0, tokens[:, None, :, None], tokens[:, None, :, None]
-            )  # remembers the ids, nothing else
-            return model(ids[:, 0, :, 0], at=at) if at is not None else model(ids[:, 0, :, 0])[:, -1:]
+        def forward(self, tokens, cache, positions=None, mask=None):
+            ids, _ = cache.append(0, *[tokens[:, None, :, None]] * 2)  # remembers the ids, nothing else
+            return model(ids[:, 0, :, 0])[:, -tokens.size(1) :]
 
     options = dict(max_new_tokens=40, banned=newline_tokens(tokenizer), length_norm="output")
     try:
@@ -291,4 +309,4 @@ def test_five_beams_with_and_without_cache_agree(trained, mode):
             assert anew == beam_search(model, [prompt], tokenizer.eot_token, **options)
     finally:
         if prefix:
-            prefix.detach(model)
+            prefix.detach()

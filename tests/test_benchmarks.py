@@ -1,4 +1,4 @@
-"""The benchmarks: both sides do the same work, and what is written follows from what was measured."""
+"""The benchmarks: both sides do the same work, and the reports and documents state what was measured."""
 
 import importlib.util
 import json
@@ -14,21 +14,21 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
-import contenders  # noqa: E402 (found through the line above)
-import decoding  # noqa: E402
-import scorer  # noqa: E402
-import training  # noqa: E402
-import where_time_goes  # noqa: E402
-from tiny import write_data, write_model  # noqa: E402
+import contenders  # (found through the line above)
+import decoding
+import scorer
+import training
+import where_time_goes
+from tiny import write_data, write_model
 
-from harness.files import InputError  # noqa: E402
-from harness.settings import Settings  # noqa: E402
-from weights import load_config  # noqa: E402
+from harness.files import InputError
+from harness.settings import Settings
+from weights import load_config
 
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
-    """A folder with a tiny model that has room for E2E's lengths and a prefix of 200, and data."""
+    """A folder with data and a tiny model, whose context holds E2E's lengths and a prefix of 200."""
     folder = tmp_path_factory.mktemp("small")
     write_model(folder / "model", n_positions=400)
     write_data(folder / "data")
@@ -36,7 +36,7 @@ def small(tmp_path_factory):
 
 
 def run_script(script: str, *flags: str) -> str:
-    """The command itself, as a user starts it; what it prints."""
+    """Run the command as a user does; returns what it prints."""
     command = [sys.executable, str(ROOT / "benchmarks" / script), "--device", "cpu", *flags]
     done = subprocess.run(
         command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=900
@@ -46,7 +46,7 @@ def run_script(script: str, *flags: str) -> str:
 
 
 class Here(contenders.Contender):
-    """A contender in this very process: the same calls and measurements, without the seconds that a new Python takes."""
+    """A contender in this process: the same calls and measurements, without the seconds that a new Python takes."""
 
     def __init__(self, make, *arguments, device: str):
         self.object, self.device = make(*arguments), device
@@ -59,6 +59,7 @@ class Here(contenders.Contender):
 
 
 def run_here(monkeypatch, module, *flags: str) -> None:
+    """Run a benchmark's main in this process."""
     if module is not scorer:
         monkeypatch.setattr(module, "Contender", Here)
         flags = ("--device", "cpu", *flags)
@@ -67,12 +68,10 @@ def run_here(monkeypatch, module, *flags: str) -> None:
 
 
 def check_report(report: dict, key: str, rounds: int, ratios: dict[str, tuple[str, str]]) -> None:
-    """Speeds are medians of their rounds, ratios are taken round by round, and all that explains them is there."""
+    """Speeds are medians of their rounds, ratios are taken round by round, and the report says how it was measured."""
     assert {"command", "machine", "versions", "model", "data"} <= report.keys()
-    assert (
-        report["machine"].keys() == {"device", "processor", "dtype", "torch"}
-        and {"python", "torch"} <= report["versions"].keys()
-    )
+    assert report["machine"].keys() == {"device", "processor", "dtype", "torch"}
+    assert {"python", "torch"} <= report["versions"].keys()
     for one in report["contenders"].values():
         assert len(one["every_round"]) == rounds and min(one["every_round"]) > 0
         assert one[key] == statistics.median(one["every_round"])
@@ -84,9 +83,8 @@ def check_report(report: dict, key: str, rounds: int, ratios: dict[str, tuple[st
             [a / b for a, b in zip(above["every_round"], below["every_round"])]
         )
         assert ratio["min"] <= ratio["median"] <= ratio["max"]
-        assert (ratio["min"], ratio["median"], ratio["max"]) == (
-            min(ratio["every_round"]), statistics.median(ratio["every_round"]), max(ratio["every_round"])
-        )  # fmt: skip
+        every = ratio["every_round"]
+        assert (ratio["min"], ratio["median"], ratio["max"]) == (min(every), statistics.median(every), max(every))
         if "memory" in ratio:
             assert ratio["memory"] == pytest.approx(above["megabytes"] / below["megabytes"])
 
@@ -96,50 +94,28 @@ def check_report(report: dict, key: str, rounds: int, ratios: dict[str, tuple[st
 
 def test_training_beside_the_peer_gives_the_same_losses_and_consistent_ratios(small, tmp_path):
     out = tmp_path / "deep" / "training.json"
-    flags = (
-        "--modes",
-        "finetune",
-        "--dropout",
-        "0",
-        "--dtype",
-        "fp32",
-        "--rounds",
-        "2",
-        "--steps",
-        "2",
-        "--warm_up",
-        "1",
-        "--out",
-        str(out),
-    )
+    flags = (*"--modes finetune --dropout 0 --dtype fp32 --rounds 2 --steps 2 --warm_up 1".split(), "--out", str(out))
     printed = run_script("training.py", "--model", str(small / "model"), *flags)
     report = json.loads(out.read_text())
     check_report(report, "examples_per_s", 2, {"finetune: ours / peer": ("finetune, ours", "finetune, peer")})
-    assert (
-        report["batch_size"] == 10
-        and report["steps_a_round"] == 2
-        and {"transformers", "peft"} <= report["versions"].keys()
-    )
+    assert report["batch_size"] == 10 and report["steps_a_round"] == 2
+    assert {"transformers", "peft"} <= report["versions"].keys()
     assert "--modes finetune" in report["command"] and report["command"].startswith("python benchmarks/training.py ")
     ours, peer = report["contenders"]["finetune, ours"], report["contenders"]["finetune, peer"]
     assert len(ours["losses"]) == 5  # one step to warm up, two rounds of two
     assert ours["losses"] == pytest.approx(peer["losses"], abs=1e-3)
-    assert (
-        ours["first_loss"] == pytest.approx(peer["first_loss"], abs=1e-3) == pytest.approx(ours["losses"][0], abs=1e-3)
-    )
-    assert (
-        f"{ours['examples_per_s']:.2f}" in printed
-        and f"{report['ratios']['finetune: ours / peer']['median']:.2f}" in printed
-    )
+    for loss in (peer["first_loss"], ours["losses"][0]):
+        assert ours["first_loss"] == pytest.approx(loss, abs=1e-3)
+    assert f"{ours['examples_per_s']:.2f}" in printed
+    assert f"{report['ratios']['finetune: ours / peer']['median']:.2f}" in printed
     assert "differ" not in printed
 
 
 @pytest.mark.parametrize("mode", ["prefix", "finetune"])
 def test_both_sides_train_the_same_step_by_step(small, mode):
-    """Also with a learning rate at which every step changes the loss: the optimisers, clipping and gradients agree too."""
-    settings = Settings(
-        mode=mode, model=str(small / "model"), dropout=0.0, lr=1e-2, loss="token", device="cpu", dtype="fp32", mid_dim=32,
-    ).resolve()  # fmt: skip
+    """With a learning rate at which every step changes the loss: optimisers, clipping and gradients agree too."""
+    equal = {"dropout": 0.0, "lr": 1e-2, "loss": "token", "device": "cpu", "dtype": "fp32", "mid_dim": 32}
+    settings = Settings(mode=mode, model=str(small / "model"), **equal).resolve()
     examples = contenders.examples_like_e2e(10, 401)
     ours, peer = training.Ours(settings), training.Peer(settings)
     assert ours.loss(examples) == pytest.approx(peer.loss(examples), abs=1e-4)
@@ -150,21 +126,9 @@ def test_both_sides_train_the_same_step_by_step(small, mode):
 
 def test_training_alone_reports_how_cost_grows(small, tmp_path, monkeypatch, capsys):
     out = tmp_path / "training.json"
-    flags = (
-        "--data",
-        str(small / "data"),
-        "--rounds",
-        "1",
-        "--steps",
-        "1",
-        "--batch_size",
-        "3",
-        "--alone",
-        "--scaling",
-        "--out",
-        str(out),
-    )
-    run_here(monkeypatch, training, "--model", str(small / "model"), "--dtype", "fp32", *flags)
+    flags = "--dtype fp32 --rounds 1 --steps 1 --batch_size 3 --alone --scaling".split()
+    own = ("--model", str(small / "model"), "--data", str(small / "data"))
+    run_here(monkeypatch, training, *own, *flags, "--out", str(out))
     report = json.loads(out.read_text())
     check_report(report, "examples_per_s", 1, {"ours: prefix / finetune": ("prefix, ours", "finetune, ours")})
     growth = report["growth"]
@@ -184,12 +148,12 @@ def test_where_the_time_of_a_step_goes_adds_up(small, tmp_path, monkeypatch, cap
     modes = json.loads(out.read_text())["modes"]
     assert list(modes) == ["prefix", "finetune"]
     for found in modes.values():
-        assert (
-            sum(found["ms"].values()) == pytest.approx(found["ms_a_step_profiled"]) and min(found["ms"].values()) >= 0
-        )
-        assert all(found["ms"][kind] > 0 for kind in where_time_goes.KINDS), "each kind's operators go by these names"
+        assert sum(found["ms"].values()) == pytest.approx(found["ms_a_step_profiled"])
+        assert min(found["ms"].values()) >= 0
+        assert all(found["ms"][kind] > 0 for kind in where_time_goes.KINDS), "no operator has a name of this kind"
         assert found["tflop_per_s"] == pytest.approx(found["gflop_a_step"] / found["ms_a_step"])  # GFLOP/ms
-    # At least the layers' products, forward and for two gradients: 6 operations a weight and token, of ten examples with 57 tokens each.
+    # At least the layers' products, forward and for two gradients: 6 operations a weight and token,
+    # for ten examples of 57 tokens each.
     config = load_config(str(small / "model"))
     layers = 6 * 12 * config.n_layer * config.n_embd**2 * 570 / 1e9
     assert 0.8 < modes["finetune"]["gflop_a_step"] / layers < 4
@@ -201,97 +165,47 @@ def test_where_the_time_of_a_step_goes_adds_up(small, tmp_path, monkeypatch, cap
 
 def test_decoding_beside_the_peer_gives_the_same_texts_and_consistent_ratios(small, tmp_path):
     out = tmp_path / "decoding.json"
-    flags = (
-        "--modes",
-        "prefix",
-        "--dtype",
-        "fp32",
-        "--rounds",
-        "2",
-        "--sentences",
-        "7",
-        "--batch_size",
-        "3",
-        "--new_tokens",
-        "9",
-    )
+    flags = "--modes prefix --dtype fp32 --rounds 2 --sentences 7 --batch_size 3 --new_tokens 9".split()
     printed = run_script("decoding.py", "--model", str(small / "model"), *flags, "--single", "0", "--out", str(out))
     report = json.loads(out.read_text())
     check_report(report, "sentences_per_s", 2, {"prefix: ours / peer": ("prefix, ours", "prefix, peer")})
-    assert [report[name] for name in ("sentences", "single", "beam_size", "batch_size", "new_tokens")] == [
-        7,
-        0,
-        5,
-        3,
-        9,
-    ]
+    sizes = {"sentences": 7, "single": 0, "beam_size": 5, "batch_size": 3, "new_tokens": 9}
+    assert {name: report[name] for name in sizes} == sizes
     assert report["same_texts"] == {"prefix": [7, 7]}
-    assert (
-        f"{report['contenders']['prefix, ours']['sentences_per_s']:.2f}" in printed and "for 7 of 7 tables" in printed
-    )
+    assert f"{report['contenders']['prefix, ours']['sentences_per_s']:.2f}" in printed
+    assert "for 7 of 7 tables" in printed
 
 
 def test_one_at_a_time_is_compared_with_batches(small, tmp_path, monkeypatch):
     out = tmp_path / "decoding.json"
-    flags = (
-        "--modes",
-        "finetune",
-        "--rounds",
-        "2",
-        "--sentences",
-        "6",
-        "--new_tokens",
-        "12",
-        "--single",
-        "2",
-        "--out",
-        str(out),
-    )
-    run_here(
-        monkeypatch, decoding, "--model", str(small / "model"), "--data", str(small / "data"), "--dtype", "fp32", *flags
-    )
+    flags = (*"--modes finetune --rounds 2 --sentences 6 --new_tokens 12 --single 2".split(), "--out", str(out))
+    own = ("--model", str(small / "model"), "--data", str(small / "data"), "--dtype", "fp32")
+    run_here(monkeypatch, decoding, *own, *flags)
     report = json.loads(out.read_text())
-    check_report(report, "sentences_per_s", 2, {
+    ratios = {
         "finetune: ours / peer": ("finetune, ours", "finetune, peer"),
         "finetune: ours / peer one at a time in fp32": ("finetune, ours", "finetune, peer, one at a time in fp32"),
         "finetune: ours / ours one at a time in fp32": ("finetune, ours", "finetune, ours, one at a time in fp32"),
-    })  # fmt: skip
+    }
+    check_report(report, "sentences_per_s", 2, ratios)
     assert report["same_texts"] == {"finetune": [6, 6], "finetune, one at a time in fp32": [2, 2]}
 
 
 def test_each_side_decodes_in_batches_of_its_own_size(small, tmp_path, monkeypatch):
     out, sizes = tmp_path / "decoding.json", {}
+
+    def noting_sizes(name, decode):
+        def noting(self, batches, *how):
+            sizes[name] = [len(prompts) for prompts in batches]
+            return decode(self, batches, *how)
+
+        return noting
+
     for side in (decoding.Ours, decoding.Peer):
-        decode = side.decode
-        monkeypatch.setattr(side, "decode", lambda self, batches, *how, side=side, decode=decode: (
-            sizes.update({side.__name__: [len(prompts) for prompts in batches]}), decode(self, batches, *how))[1])  # fmt: skip
-    flags = (
-        "--modes",
-        "finetune",
-        "--rounds",
-        "1",
-        "--sentences",
-        "7",
-        "--batch_size",
-        "5",
-        "--peer_batch_size",
-        "3",
-        "--single",
-        "0",
-    )
-    run_here(
-        monkeypatch,
-        decoding,
-        "--model",
-        str(small / "model"),
-        "--dtype",
-        "fp32",
-        "--new_tokens",
-        "6",
-        *flags,
-        "--out",
-        str(out),
-    )
+        monkeypatch.setattr(side, "decode", noting_sizes(side.__name__, side.decode))
+    flags = "--modes finetune --rounds 1 --sentences 7 --batch_size 5 --peer_batch_size 3 --single 0".split()
+    own = ("--model", str(small / "model"), "--dtype", "fp32", "--new_tokens", "6")
+    run_here(monkeypatch, decoding, *own, *flags, "--out", str(out))
     report = json.loads(out.read_text())
     assert sizes == {"Ours": [5, 2], "Peer": [3, 3, 1]} and (report["batch_size"], report["peer_batch_size"]) == (5, 3)
     assert report["same_texts"] == {"finetune": [7, 7]}
@@ -299,20 +213,7 @@ def test_each_side_decodes_in_batches_of_its_own_size(small, tmp_path, monkeypat
 
 def test_decoding_alone_reports_how_cost_grows(small, tmp_path, monkeypatch, capsys):
     out = tmp_path / "decoding.json"
-    flags = (
-        "--modes",
-        "finetune",
-        "--rounds",
-        "1",
-        "--sentences",
-        "2",
-        "--new_tokens",
-        "2",
-        "--single",
-        "0",
-        "--alone",
-        "--scaling",
-    )
+    flags = "--modes finetune --rounds 1 --sentences 2 --new_tokens 2 --single 0 --alone --scaling".split()
     run_here(monkeypatch, decoding, "--model", str(small / "model"), "--dtype", "fp32", *flags, "--out", str(out))
     report = json.loads(out.read_text())
     assert report["contenders"].keys() == {"finetune, ours"} and report["ratios"] == {} == report["same_texts"]
@@ -331,7 +232,7 @@ def test_every_text_has_the_forced_length(small, tmp_path):
         assert [len(ids) for ids in found] == [25] * 6 and all(400 not in ids for ids in found)
 
 
-# ----------------------------------------------------------------------------- what both stand on
+# ----------------------------------------------------------------------------- what both share
 
 
 def test_made_up_examples_have_e2e_lengths():
@@ -339,16 +240,12 @@ def test_made_up_examples_have_e2e_lengths():
     prompts, targets = [n for _, n in examples], [len(ids) - n for ids, n in examples]
     assert statistics.mean(prompts) == pytest.approx(29.5, abs=0.5) and (min(prompts), max(prompts)) == (14, 45)
     assert statistics.mean(targets) == pytest.approx(27, abs=0.7) and min(targets) >= 4 and max(targets) <= 79
-    assert statistics.mean(
-        max(len(ids) for ids, _ in examples[i : i + 10]) for i in range(0, 3000, 10)
-    ) == pytest.approx(77.4, abs=1.5)
+    longest = [max(len(ids) for ids, _ in examples[i : i + 10]) for i in range(0, 3000, 10)]
+    assert statistics.mean(longest) == pytest.approx(77.4, abs=1.5)
     assert all(ids[n - 1] == ids[-1] == 50256 and ids.count(50256) == 2 for ids, n in examples)
     assert examples == contenders.examples_like_e2e(3000, 50257)
-    tables = contenders.prompts_like_e2e(630, 50257)
-    assert (
-        statistics.mean(map(len, tables)) == pytest.approx(37.4, abs=0.7)
-        and 15 <= min(map(len, tables)) <= max(map(len, tables)) <= 48
-    )
+    lengths = [len(prompt) for prompt in contenders.prompts_like_e2e(630, 50257)]
+    assert statistics.mean(lengths) == pytest.approx(37.4, abs=0.7) and 15 <= min(lengths) <= max(lengths) <= 48
 
 
 @pytest.mark.parametrize("module", [training, decoding])
@@ -361,12 +258,20 @@ def test_missing_peers_are_named_with_the_file_that_installs_them(module, monkey
     assert "peft" in said and "transformers" not in said and "requirements-dev.txt" in said and "--alone" in said
 
 
-@pytest.mark.parametrize("module, flags, message", [
-    (training, ["--rounds", "0"], "at least 1"), (training, ["--steps", "0"], "at least 1"), (training, ["--warm_up", "0"], "at least 1"),
-    (decoding, ["--sentences", "0"], "at least 1"), (decoding, ["--single", "-1"], "at least 0"),
-    (scorer, ["--repeat", "0"], "at least 1"), (training, ["--prefix_len", "350"], "too few"), (decoding, ["--new_tokens", "380"], "too few"),
-])  # fmt: skip
-def test_what_cannot_be_measured_is_said_in_a_sentence(small, tmp_path, module, flags, message, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    "module, flags, message",
+    [
+        (training, ["--rounds", "0"], "at least 1"),
+        (training, ["--steps", "0"], "at least 1"),
+        (training, ["--warm_up", "0"], "at least 1"),
+        (training, ["--prefix_len", "350"], "too few"),
+        (decoding, ["--sentences", "0"], "at least 1"),
+        (decoding, ["--single", "-1"], "at least 0"),
+        (decoding, ["--new_tokens", "380"], "too few"),
+        (scorer, ["--repeat", "0"], "at least 1"),
+    ],
+)
+def test_values_that_cannot_be_measured_are_input_errors(small, tmp_path, module, flags, message, monkeypatch, capsys):
     with pytest.raises(SystemExit, match="2"):
         model = () if module is scorer else ("--model", str(small / "model"))
         run_here(monkeypatch, module, *model, "--out", str(tmp_path / "out.json"), *flags)
@@ -374,22 +279,21 @@ def test_what_cannot_be_measured_is_said_in_a_sentence(small, tmp_path, module, 
     assert message in capsys.readouterr().err
 
 
-def test_the_command_that_is_written_down_names_no_place_on_this_machine():
+def test_the_recorded_command_names_no_path_of_this_machine():
     words = ["--out", "/somewhere/a.json", "--data", "/somewhere/e2e", "--out=b.json", "--long", "--modes", "prefix"]
-    assert contenders.told(words) == ["--data", "e2e", "--long", "--modes", "prefix"]
-    assert not [
-        path for path in (ROOT / "results").rglob("*.json") if re.search(r"[ \"]/\w", path.read_text(encoding="utf-8"))
-    ]
+    assert contenders.without_local_paths(words) == ["--data", "e2e", "--long", "--modes", "prefix"]
+    for path in (ROOT / "results").rglob("*.json"):
+        assert not re.search(r"[ \"]/\w", path.read_text(encoding="utf-8")), path
 
 
 @pytest.mark.parametrize("side", [training, decoding])
-def test_the_peers_memory_is_managed_as_their_users_have_it(side, small, tmp_path, monkeypatch):
-    """Ours has the C library keep freed memory; in the peer's process that would be counted as the peer's."""
+def test_the_peer_runs_with_default_allocator_settings(side, small, tmp_path, monkeypatch):
+    """Ours has the C library keep freed memory; in the peer's process that would count as the peer's memory."""
     settings = Settings(mode="prefix", model=str(small / "model"), device="cpu", dtype="fp32").resolve()
     own = (settings,) if side is training else (decoding.make_run(tmp_path / "run", settings), "cpu", "fp32")
     called = []
-    monkeypatch.setattr(side, "keep_freed_memory", lambda: called.append("ours"))
-    monkeypatch.setattr("settings.keep_freed_memory", lambda: called.append("somewhere below"))
+    monkeypatch.setattr("fast.keep_freed_memory", lambda: called.append("ours"))
+    monkeypatch.setattr("fast.memory.keep_freed_memory", lambda: called.append("by another way"))
     side.Peer(*own)
     assert called == []
     side.Ours(*own)
@@ -404,92 +308,145 @@ def test_a_contender_in_its_own_process_returns_raises_and_ends():
         made.call("no_such_method")
     made.end()
     assert made.process.exitcode == 0
-    with pytest.raises(InputError, match="is not a run"):  # what goes wrong while it is built is said by the first call
+    with pytest.raises(InputError, match="is not a run"):  # an error of the constructor is raised by the first call
         contenders.Contender(decoding.load_run, Path("nowhere"), device="cpu").call("decode")
 
 
-# ----------------------------------------------------------------------------- the README's table
+# ----------------------------------------------------------------------------- the tables in the documents
+
+STUDY = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
 
 
-def test_the_readmes_table_is_what_was_measured():
-    """Every row of "How fast" is results/*.json, rounded."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8").split("## How fast\n")[1].split("\n## ")[0]
-    stated = [
-        [cell.strip() for cell in line.strip("|").split("|")[1:5]]
-        for line in text.splitlines()
-        if line.startswith("| ")
-    ][1:]
-    files = ("training", "decoding", "decoding-32", "decoding-16", "decoding-best", "decoding-fp32", "scorer")
-    trained, decoded, by_32, by_16, best, in_fp32, scored = (
-        json.loads((ROOT / "results" / f"{name}.json").read_text()) for name in files
-    )
-    sizes = [(report["batch_size"], report["peer_batch_size"]) for report in (decoded, by_32, by_16, best, in_fp32)]
-    assert sizes == [(64, 64), (32, 32), (16, 16), (64, 16), (64, 64)]
-    assert [report["machine"]["dtype"] for report in (trained, decoded, by_32, by_16, best, in_fp32)] == [
-        *["bf16"] * 5,
-        "fp32",
+def load_report(name: str) -> dict:
+    return json.loads((ROOT / "results" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def table_rows(text: str) -> list[list[str]]:
+    """The cells of the first table in a text, without its header."""
+    (table,) = re.findall(r"(?:^\|.*\n)+", text, re.M)[:1]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
+
+
+def section(title: str) -> str:
+    """The text of a section of benchmarks/README.md."""
+    return STUDY.split(f"\n## {title}\n")[1].split("\n## ")[0]
+
+
+def stated_row(name: str, ratio_name: str) -> list[str]:
+    """[ours, theirs, ratio, lowest – highest, memory, command], as the tables write a ratio of results/NAME.json."""
+    report = load_report(name)
+    mode, ratio = ratio_name.split(":")[0], report["ratios"][ratio_name]
+    if mode == "ours":
+        pair = ("prefix, ours", "finetune, ours")
+    else:
+        pair = (f"{mode}, ours", f"{mode}, peer{', one at a time in fp32' * ('fp32' in ratio_name)}")
+    unit = "examples_per_s" if "training" in name else "sentences_per_s"
+    digits = 0 if ratio["median"] > 10 else 1
+    out = f" --out results/{name}.json" if name not in ("training", "decoding") else ""  # else it is the default
+    return [
+        *(f"{report['contenders'][contender][unit]:.1f}" for contender in pair),
+        f"{ratio['median']:.{digits}f}",
+        f"{ratio['min']:.{digits}f} – {ratio['max']:.{digits}f}",
+        f"{ratio['memory']:.2f}" if "memory" in ratio else "",
+        f"`{report['command']}{out}`",
     ]
-    rows = []
-    for report, key, names in (
-        (trained, "examples_per_s", ("prefix: ours / peer", "finetune: ours / peer", "ours: prefix / finetune")),
-        (
-            decoded,
-            "sentences_per_s",
-            ("finetune: ours / peer", "prefix: ours / peer", "finetune: ours / peer one at a time in fp32"),
+
+
+def stated_scorer_row(name: str) -> list[str]:
+    """The same of a report of scorer.py: seconds, so ours over theirs is below 1."""
+    report = load_report(name)
+    ours, theirs = report["ours"], report["reference"]
+    every = [a / b for a, b in zip(ours["every_run"], theirs["every_run"])]
+    out = f" --out results/{name}.json" if name != "scorer" else ""
+    return [
+        f"{ours['seconds']:.1f}",
+        f"{theirs['seconds']:.1f}",
+        f"{ours['seconds'] / theirs['seconds']:.2f}",
+        f"{min(every):.2f} – {max(every):.2f}",
+        f"{ours['megabytes'] / theirs['megabytes']:.2f}",
+        f"`python benchmarks/scorer.py{out}`",
+    ]
+
+
+PREFIX, FINETUNE = "prefix: ours / peer", "finetune: ours / peer"
+WITH_AMX = [
+    ("training", PREFIX),
+    ("training", FINETUNE),
+    ("training", "ours: prefix / finetune"),
+    ("decoding", FINETUNE),
+    ("decoding", PREFIX),
+    ("decoding", "finetune: ours / peer one at a time in fp32"),
+    ("decoding-32", FINETUNE),
+    ("decoding-16", FINETUNE),
+    ("decoding-best", FINETUNE),
+    ("decoding-fp32", FINETUNE),
+    ("decoding-fp32-32", FINETUNE),
+    ("decoding-fp32-16", FINETUNE),
+]
+WITHOUT_AMX = [
+    ("no-amx/training", PREFIX),
+    ("no-amx/training", FINETUNE),
+    ("no-amx/training", "ours: prefix / finetune"),
+    ("no-amx/decoding", FINETUNE),
+    ("no-amx/decoding", "finetune: ours / peer one at a time in fp32"),
+    ("no-amx/decoding-fp32", FINETUNE),
+]
+
+
+@pytest.mark.parametrize(
+    "title, measured, scores",
+    [("With AMX", WITH_AMX, "scorer"), ("Without AMX", WITHOUT_AMX, "no-amx/scorer")],
+    ids=["amx", "no-amx"],
+)
+def test_the_studys_tables_are_what_was_measured(title, measured, scores):
+    """Every row is a report in results/, rounded."""
+    stated = [row[1:] for row in table_rows(section(title))]
+    assert stated == [*(stated_row(*one) for one in measured), stated_scorer_row(scores)]
+    reports = [load_report(name) for name in dict.fromkeys(name for name, _ in measured)]
+    assert all(report["model"].startswith("gpt2,") for report in reports)
+    assert len({report["machine"]["processor"] for report in reports}) == 1
+
+
+def test_the_decoding_rows_are_of_the_batches_and_the_number_format_that_they_name():
+    names = [name for name, _ in WITH_AMX + WITHOUT_AMX if "decoding" in name]
+    for name, report in ((name, load_report(name)) for name in names):
+        ours, theirs = {"32": (32, 32), "16": (16, 16), "best": (64, 16)}.get(name.split("-")[-1], (64, 64))
+        assert (report["batch_size"], report["peer_batch_size"]) == (ours, theirs), name
+        assert report["machine"]["dtype"] == ("fp32" if "fp32" in name else "bf16"), name
+    for name in ("training", "no-amx/training"):
+        assert load_report(name)["machine"]["dtype"] == "bf16", name
+
+
+def test_the_front_pages_rows_are_the_studys():
+    """README's short table: training in both modes, decoding and scoring, with AMX."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    header = "\n| | ours | theirs | ratio | memory |\n"
+    stated = [row[1:] for row in table_rows(header.lstrip() + text.split(header)[1])]
+    rows = [*(stated_row(*one) for one in (*WITH_AMX[:2], WITH_AMX[3])), stated_scorer_row("scorer")]
+    assert stated == [[ours, theirs, ratio, memory] for ours, theirs, ratio, _, memory, _ in rows]
+
+
+def test_the_shares_of_a_step_are_what_was_measured():
+    modes = load_report("where_time_goes")["modes"]
+    formats = {
+        "a step": lambda found: f"{found['ms_a_step']:.0f} ms",
+        "a step under the profiler": lambda found: f"{found['ms_a_step_profiled']:.0f} ms",
+        "arithmetic in products": lambda found: f"{found['gflop_a_step']:.0f} GFLOP",
+        "speed of the products, under the profiler": lambda found: f"{found['tflop_per_s_of_products']:.2f} TFLOP/s",
+        "speed of the step": lambda found: f"{found['tflop_per_s']:.2f} TFLOP/s",
+        "speed of the step as a share of the products'": lambda found: (
+            f"{100 * found['tflop_per_s'] / found['tflop_per_s_of_products']:.0f} %"
         ),
-        (by_32, "sentences_per_s", ("finetune: ours / peer",)),
-        (by_16, "sentences_per_s", ("finetune: ours / peer",)),
-        (best, "sentences_per_s", ("finetune: ours / peer",)),
-        (in_fp32, "sentences_per_s", ("finetune: ours / peer",)),
-    ):
-        for name in names:
-            mode, ratio = name.split(":")[0], report["ratios"][name]
-            pair = (
-                ("prefix, ours", "finetune, ours")
-                if mode == "ours"
-                else (f"{mode}, ours", f"{mode}, peer{', one at a time in fp32' * ('fp32' in name)}")
-            )
-            speeds = [f"{report['contenders'][contender][key]:.1f}" for contender in pair]
-            rows.append(
-                [
-                    *speeds,
-                    f"{ratio['median']:.{0 if ratio['median'] > 10 else 1}f}",
-                    f"{ratio['memory']:.2f}" if "memory" in ratio else "",
-                ]
-            )
-    ours, theirs = scored["ours"], scored["reference"]
-    rows.append([f"{ours['seconds']:.1f}", f"{theirs['seconds']:.1f}", f"{ours['seconds'] / theirs['seconds']:.2f}",
-                 f"{ours['megabytes'] / theirs['megabytes']:.2f}"])  # fmt: skip
-    assert stated == rows
-    assert all(report["model"].startswith("gpt2,") for report in (trained, decoded, by_32, by_16, best, in_fp32))
-    for words, name in (("in prefix training", "prefix: ours / peer"), ("in fine-tuning", "finetune: ours / peer")):
-        ratio = trained["ratios"][name]
-        assert f"from {ratio['min']:.1f} to {ratio['max']:.1f} {words}" in " ".join(text.split())
-    assert f"ours is {by_16['ratios']['finetune: ours / peer']['median']:.1f} times as fast" in " ".join(text.split())
-    fewer = [json.loads((ROOT / "results" / f"decoding-fp32-{n}.json").read_text()) for n in (16, 32)]
-    assert [(report["batch_size"], report["machine"]["dtype"]) for report in fewer] == [(16, "fp32"), (32, "fp32")]
-    of_16, of_32 = (report["ratios"]["finetune: ours / peer"]["median"] for report in fewer)
-    assert f"it is {of_16:.1f} times with 16 tables and {of_32:.1f} with 32" in " ".join(text.split())
-
-
-def test_the_shares_of_a_step_in_the_readme_are_what_was_measured():
-    text = " ".join(
-        (ROOT / "README.md")
-        .read_text(encoding="utf-8")
-        .split("Where a prefix step's time goes")[1]
-        .split("\n## ")[0]
-        .split()
-    )
-    found = json.loads((ROOT / "results" / "where_time_goes.json").read_text())["modes"]["prefix"]
-    share = {kind: f"{100 * ms / found['ms_a_step_profiled']:.0f} %" for kind, ms in found["ms"].items()}
-    own = share["attention's products"]
-    for statement in (
-        f"{share['products with weights']} into products with weights",
-        f"{own} into attention's own products",
-        f"{share['copies: casts, padding, heads']} into copies",
-        f"{share['gelu']} into gelu",
-        f"{share['softmax, of attention and over the vocabulary']} into softmax",
-        f"{found['gflop_a_step']:.0f} GFLOP in {found['ms_a_step']:.0f} ms, {found['tflop_per_s']:.2f} TFLOP/s.",
-        f"to {found['ms_a_step_profiled']:.0f} ms, and sees the products at {found['tflop_per_s_of_products']:.2f} TFLOP/s.",
-    ):
-        assert statement in text, statement
+    }
+    expected = [[label, *(write(modes[mode]) for mode in ("prefix", "finetune"))] for label, write in formats.items()]
+    for kind in modes["prefix"]["ms"]:
+        shares = (100 * found["ms"][kind] / found["ms_a_step_profiled"] for found in modes.values())
+        expected.append([f"time: {kind}", *(f"{share:.0f} %" for share in shares)])
+    text = section("How much of the machine this uses")
+    assert table_rows(text) == expected
+    prefix, prose = modes["prefix"], re.sub(r"(?m)^\|.*\n", "", text)
+    share = prefix["tflop_per_s"] / prefix["tflop_per_s_of_products"]
+    alone = prefix["gflop_a_step"] / prefix["tflop_per_s_of_products"]  # ms, if all but the products took no time
+    finetune = modes["finetune"]["tflop_per_s"] / modes["finetune"]["tflop_per_s_of_products"]
+    derived = [f"{100 * share:.0f}", f"{alone:.0f}", f"{1 / share:.1f}", f"{100 * finetune:.0f}"]
+    assert set(derived) <= set(re.findall(r"(?<![\w.])\d+(?:\.\d+)?", prose))

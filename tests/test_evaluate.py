@@ -1,7 +1,6 @@
 """evaluate.py: the table it prints, the files it writes, scoring any outputs against any references."""
 
 import json
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,14 +10,15 @@ import pytest
 import evaluate
 import metrics
 from beam import beam_search
-from e2e_data import group_references, load_split, load_tokenizer
-from evaluate import PERCENT, PUBLISHED, decode, evaluate_run, main, newline_tokens, print_table
+from e2e_data import group_references, load_split, load_tokenizer, read_examples
+from evaluate import PUBLISHED, decode, evaluate_run, main, newline_tokens, print_table, published_for
 from harness.files import InputError
 from harness.runs import load_run
 from harness.settings import Settings
 from train import train
 
 ROOT = Path(__file__).resolve().parent.parent
+E2E = ROOT.parent / "shared" / "e2e"
 HYP = ["Blue Spice is a pub .", "The Mill serves Thai food ."]
 REFS = [
     ["Blue Spice is a cheap pub .", "A pub called Blue Spice ."],
@@ -30,7 +30,8 @@ REFS = [
 def run(world, tmp_path_factory):
     """A short finished run."""
     return train(Settings(
-        mode="finetune", model=str(world / "model"), data=str(world / "data"), out=str(tmp_path_factory.mktemp("runs") / "tuned"),
+        mode="finetune", model=str(world / "model"), data=str(world / "data"),
+        out=str(tmp_path_factory.mktemp("runs") / "tuned"),
         device="cpu", dtype="fp32", lr=3e-3, epochs=6, max_new_tokens=40,
     ))  # fmt: skip
 
@@ -77,7 +78,9 @@ def test_segment_scores_are_written_on_request(files, tmp_path):
 
 def test_the_table_puts_our_row_beside_the_papers_and_the_posters(capsys):
     print_table(
-        {"ours": {"BLEU": 0.70125, "NIST": 8.5, "NIST_perl": 8.4, "ROUGE_L": 0.5, "CIDEr": 2.0}}, "some references"
+        {"ours": {"BLEU": 0.70125, "NIST": 8.5, "NIST_perl": 8.4, "ROUGE_L": 0.5, "CIDEr": 2.0}},
+        "some references",
+        PUBLISHED,
     )
     lines = capsys.readouterr().out.splitlines()
     assert lines[1].split() == ["BLEU", "NIST", "NIST_perl", "METEOR", "ROUGE_L", "CIDEr"]
@@ -86,14 +89,24 @@ def test_the_table_puts_our_row_beside_the_papers_and_the_posters(capsys):
     by_name = {name: next(line for line in lines if line.startswith(name)) for name in PUBLISHED}
     assert by_name["poster, prefix 0.1 %"].split()[-6:] == ["68.5", "-", "8.71", "44.3", "70.4", "2.34"]
     assert by_name["poster, fine-tune"].split()[-6:] == ["70.3", "-", "8.94", "46.2", "72.2", "2.47"]
-    assert by_name["GPT-2 medium, prefix 0.1 % (Li & Liang 2021)"].split()[-6:] == [
-        "70.3",
-        "8.82",
-        "-",
-        "46.3",
-        "72.1",
-        "2.46",
-    ]
+    assert by_name["GPT-2 medium, prefix 0.1 % (Li & Liang 2021)"].split()[-6:] == "70.3 8.82 - 46.3 72.1 2.46".split()
+
+
+def test_the_published_rows_are_printed_beside_e2es_own_references_only(files, run, capsys):
+    """They were scored against the paper's tokenised references: in any format of these, and beside no others."""
+    hyp, ref = files["blocks.txt"]
+    main(["--hyp", str(hyp), "--ref", str(ref)])
+    evaluate_run(run)
+    printed = capsys.readouterr().out
+    assert "poster" not in printed and "the published rows:" not in printed
+    assert published_for(REFS) == {} == published_for([])
+    if E2E.exists():
+        groups = list(group_references(load_split(str(E2E), "test")).values())
+        assert published_for(groups) is PUBLISHED
+        assert published_for([[f" {text} " for text in group] for group in groups]) is PUBLISHED
+        valid = list(group_references(load_split(str(E2E), "valid")).values())
+        official = list(group_references(read_examples(E2E / "testset_w_refs.csv")).values())
+        assert published_for(groups[1:]) == published_for(valid) == published_for(official) == {}
 
 
 def test_decoding_options_reach_the_search_and_are_recorded(run, monkeypatch):
@@ -103,9 +116,9 @@ def test_decoding_options_reach_the_search_and_are_recorded(run, monkeypatch):
     before = {name: (run / name).read_bytes() for name in ("outputs.txt", "scores.json", "evaluation.json")}
     calls = []
 
-    def spy(model, prompts, end, beam_size, max_new_tokens, length_norm, banned):
+    def spy(model, prompts, end, beam_size, max_new_tokens, length_norm, banned, next_words):
         calls.append((len(prompts), beam_size, max_new_tokens, length_norm, banned))
-        return beam_search(model, prompts, end, beam_size, max_new_tokens, length_norm, banned)
+        return beam_search(model, prompts, end, beam_size, max_new_tokens, length_norm, banned, next_words)
 
     monkeypatch.setattr(evaluate, "beam_search", spy)
     main(["--run", str(run), "--beam_size", "1", "--length_norm", "none", "--max_new_tokens", "7", "--batch_size", "3"])
@@ -126,9 +139,9 @@ def test_each_distinct_table_is_decoded_once_in_file_order_whatever_the_batches(
     settings, model = load_run(run, device="cpu", dtype="fp32")
     tokenizer = load_tokenizer(settings.model)
     sources = list(group_references(load_split(settings.data, "test")))
-    texts = decode(model, tokenizer, sources, settings, batch_size=4)
+    texts = decode(model, tokenizer, sources, **settings.search, batch_size=4)
     assert len(texts) == len(sources) < len(load_split(settings.data, "test"))
-    one_by_one = [decode(model, tokenizer, [source], settings)[0] for source in sources]
+    one_by_one = [decode(model, tokenizer, [source], **settings.search)[0] for source in sources]
     assert texts == one_by_one and len(set(texts)) > 1
 
 
@@ -195,15 +208,3 @@ def test_a_reader_that_has_seen_enough_is_no_error(files):
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     process.stdout.close()  # as `| head` does
     assert process.stderr.read() == "" and process.wait() == 1
-
-
-def test_the_readmes_table_is_the_published_one_that_the_program_prints():
-    rows = re.findall(
-        r"^\| ([^|]+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \| (.+) \|$",
-        (ROOT / "README.md").read_text(),
-        re.M,
-    )
-    ours = [
-        [f"{value:.{1 if name in PERCENT else 2}f}" for name, value in scores.items()] for scores in PUBLISHED.values()
-    ]
-    assert [list(row[1:6]) for row in rows] == ours and len(rows) == 6

@@ -2,6 +2,8 @@
 
 import csv
 import dataclasses
+import functools
+import gc
 import json
 import os
 import re
@@ -29,7 +31,7 @@ from prefix import Prefix
 from weights import load_gpt2
 
 ROOT = Path(__file__).resolve().parent.parent
-RATE = 3e-3
+RATE, STEPS = 3e-3, 2
 CELLS = (
     "zeroshot",
     "prompt",
@@ -61,18 +63,30 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def quick_runs():
+    """Shorten what is not tested here: fitting a prefix to words (test_prefix.py), and the garbage collection after each
+    run, which need not look at what pytest and transformers have loaded by now."""
+    gc.collect()
+    gc.freeze()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Prefix, "init_from_words", functools.partialmethod(Prefix.init_from_words, steps=20))
+        yield
+    gc.unfreeze()
+
+
 @pytest.fixture(scope="module")
 def made(world, tmp_path_factory):
     """A grid that has run: folder / "tiny" (results) and folder / "runs". Read only."""
     folder = tmp_path_factory.mktemp("experiment")
     write_rates(folder)
-    reproduce.main(arguments(world, folder, "--seeds", "1", "2", "--only", *CELLS))
+    reproduce.main(arguments(world, folder, "--seeds", "1", "2", "--only", *CELLS, steps=STEPS))
     return folder
 
 
 @pytest.fixture
 def no_report(monkeypatch):
-    """For tests that look at the runs alone: drawing figures takes its time."""
+    """For tests of the runs only: drawing the figures is slow."""
     monkeypatch.setattr(reproduce, "write_report", lambda results: None)
 
 
@@ -190,9 +204,9 @@ def test_a_grid_runs_from_end_to_end(world, made):
         assert row["revision"] and row["machine"] == "CPU, 1 thread"
         assert (row["dtype"], row["model"], row["data"]) == ("fp32", "model", "data")
         trained = name not in ("zeroshot", "prompt")
-        assert row["steps"] == ("4" if trained else "0") and (float(row["training_seconds"] or 0) > 0) == trained
+        assert row["steps"] == (str(STEPS) if trained else "0") and (float(row["training_seconds"] or 0) > 0) == trained
         curve = read_rows(made / "tiny" / "curves" / f"{name}.csv")
-        assert [line["step"] for line in curve] == (["1", "2", "3", "4"] if trained else [])
+        assert [line["step"] for line in curve] == (["1", "2"] if trained else [])
         assert not trained or curve[-1]["valid_loss"] == row["valid_loss"] != ""
     L, C, whole = 2, 64, sum(p.numel() for p in load_gpt2(str(world / "model")).parameters())
     stored = {name: int(row["parameters_stored"]) for name, row in rows.items()}
@@ -214,7 +228,7 @@ def test_a_grid_runs_from_end_to_end(world, made):
     low = rows["low50-prefix-seed1"]
     assert (low["training_examples"], low["warmup_steps"], low["keep"], low["init_text"]) == (
         "50",
-        "3",
+        str(STEPS - 1),
         "best",
         "table-to-text:",
     )
@@ -230,7 +244,7 @@ def test_finished_runs_are_skipped(world, made, monkeypatch, capsys):
     before = contents(made)
     for module, name in ((train_module, "update"), (evaluate, "beam_search")):
         monkeypatch.setattr(module, name, lambda *_, **__: pytest.fail("something was run again"))
-    reproduce.main(arguments(world, made, "--seeds", "1", "2", "--only", *CELLS))
+    reproduce.main(arguments(world, made, "--seeds", "1", "2", "--only", *CELLS, steps=STEPS))
     assert "17 runs: 17 are done, 0 to go" in capsys.readouterr().out
     assert contents(made) == before
 
@@ -240,7 +254,10 @@ def test_a_run_of_other_settings_is_not_taken_for_the_recorded_one(world, made, 
     with pytest.raises(SystemExit) as stopped:
         reproduce.main(arguments(world, made, "--seeds", "1", "--only", "prefix1", steps=5))
     assert stopped.value.code == 1 and contents(made) == before
-    assert "runs.csv has prefix1-seed1 with steps 4, not 5: choose another --out and --runs" in capsys.readouterr().err
+    assert (
+        f"runs.csv has prefix1-seed1 with steps {STEPS}, not 5: choose another --out and --runs"
+        in capsys.readouterr().err
+    )
 
 
 def test_a_grid_stopped_in_a_run_goes_on_in_it_and_ends_with_the_same_results(
@@ -349,11 +366,9 @@ def test_a_dry_run_prints_runs_and_estimate_and_writes_nothing(world, tmp_path, 
 
 def test_the_estimate_adds_up_what_finished_runs_took(world, made):
     rows = read_runs(made / "tiny")
-    took = {"training_seconds": "8", "validation_seconds": "6", "decoding_seconds": "5", "validations": "2"}
-    rows = {
-        name: row | took | ({"training_seconds": "20"} if row["mode"] == "finetune" else {})
-        for name, row in rows.items()
-    }
+    took = {"validation_seconds": "6", "decoding_seconds": "5", "validations": "2"}
+    per_step = {name: 5 if row["mode"] == "finetune" else 2 for name, row in rows.items()}
+    rows = {name: row | took | {"training_seconds": str(STEPS * per_step[name])} for name, row in rows.items()}
     base = {
         "model": str(world / "model"),
         "data": str(world / "data"),
@@ -385,9 +400,9 @@ def test_words_in_front_are_the_prefix_that_these_words_are(world, tmp_path):
     prefix = Prefix(model.config, len(words), mid_dim=0)
     prefix.init_from_words(model, words)
     sources = list(group_references(load_split(s.data, "test")))
-    assert plain == decode(model, tokenizer, sources, s)
+    assert plain == decode(model, tokenizer, sources, **s.search)
     prefix.attach(model)
-    assert outputs == decode(model, tokenizer, sources, s) != plain
+    assert outputs == decode(model, tokenizer, sources, **s.search) != plain
     assert json.loads((tmp_path / "prompt" / "summary.json").read_text())["parameters"]["stored"] == 0
 
 
@@ -546,39 +561,26 @@ def test_a_run_that_was_decoded_otherwise_gets_no_row(world, tmp_path, no_report
     own[own.index("--max_new_tokens") + 1] = "13"
     with pytest.raises(SystemExit):
         reproduce.main(own)
-    assert (
-        capsys.readouterr().err.count(
-            "was decoded with other max_new_tokens: delete the folder, or choose another --runs"
-        )
-        == 4
-    )
+    err = capsys.readouterr().err  # which names each failure twice: when it happens, and at the end
+    assert err.count("prefix1-seed1 was begun with --max_new_tokens 12, not 13: resume it with the same flags") == 2
+    assert err.count("was decoded with other max_new_tokens: delete the folder, or choose another --runs") == 2
     assert read_runs(tmp_path / "tiny") == {}
 
 
 RECORD_MANY = """
 import sys
-sys.path[:0] = sys.argv[1:3]
+sys.path.insert(0, sys.argv[1])
 from pathlib import Path
-from experiments import record, search
-from test_experiments import add_row
+from experiments.record import COLUMNS, add_row
 for i in range(40):
-    add_row(Path(sys.argv[3]), f"{sys.argv[4]}{i}")
+    name = f"{sys.argv[3]}{i}"
+    add_row(Path(sys.argv[2]), dict.fromkeys(COLUMNS, name) | {"run": name}, [])
 """
 
 
-def add_row(results: Path, name: str) -> None:
-    """A row as `record` adds it."""
-    record.add_row(results, {column: name for column in COLUMNS} | {"run": name}, [])
-
-
 def test_two_processes_that_share_a_folder_lose_no_row(tmp_path):
-    here = str(Path(__file__).parent)
-    both = [
-        subprocess.Popen(
-            [sys.executable, "-c", RECORD_MANY, str(ROOT), here, str(tmp_path), name], stderr=subprocess.PIPE
-        )
-        for name in "ab"
-    ]
+    command = [sys.executable, "-c", RECORD_MANY, str(ROOT), str(tmp_path)]
+    both = [subprocess.Popen([*command, name], stderr=subprocess.PIPE) for name in "ab"]
     assert [process.wait() for process in both] == [0, 0], [process.stderr.read() for process in both]
     assert set(read_runs(tmp_path)) == {f"{name}{i}" for name in "ab" for i in range(40)}
 

@@ -1,24 +1,19 @@
 """METEOR against the jar, and its parts against plainer ways to say the same.
 
 Without tables: the worked examples on tables small enough to read, and the search against a search without its
-bookkeeping. With tables: unit values and recorded segments. Live, where Java and pycocoevalcap are: every segment of
-the 20 systems, and texts of other kinds.
+bookkeeping. With tables: unit values and recorded segments. Live, where Java and pycocoevalcap are: texts of many
+kinds. (test_metrics_score.py compares every segment of the 20 systems.)
 
     python tests/test_metrics_meteor.py        records meteor_recorded.json again (needs Java)
 """
 
-import csv
 import doctest
-import functools
 import gzip
 import importlib.util
 import json
 import random
-import shutil
 import subprocess
 import sys
-import threading
-from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +23,9 @@ from hypothesis import strategies as st
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from reference_scorer import JAVA_IS_HERE, SHARED, meteor_program, needs_java, start_all_corpora, their_meteor
+
+from harness import download as downloads
 from harness import files
 from metrics import meteor as meteor_module
 from metrics import meteor_align, meteor_download, meteor_normalize, meteor_tables, ptb
@@ -38,15 +36,8 @@ from metrics.meteor_normalize import ANY, BEFORE_DIGIT, tokenize
 from metrics.meteor_paraphrase import ParaphraseTable
 
 RECORDED = Path(__file__).with_name("meteor_recorded.json")
-SHARED = Path(__file__).resolve().parents[2] / "shared"
-
 MISSING = meteor_tables.available()
 needs_tables = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
-JAVA_IS_HERE = shutil.which("java") is not None and importlib.util.find_spec("pycocoevalcap") is not None
-NO_JAVA = "no Java, or no pycocoevalcap, to compare with"
-needs_java = pytest.mark.skipif(not JAVA_IS_HERE, reason=NO_JAVA)
-NO_SYSTEMS = "the 20 systems' outputs are in ../shared, which is not here"
-needs_shared = pytest.mark.skipif(not (SHARED / "scores").is_dir(), reason=NO_SYSTEMS)
 
 UNIT_VALUES = [  # reference, hypothesis, what the jar gives
     (
@@ -61,6 +52,16 @@ UNIT_VALUES = [  # reference, hypothesis, what the jar gives
     ),
     ("the cat sat on the mat", "the cat was sat on the mat", 0.5119556177223324),
 ]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def start_early(request):
+    """METEOR's program needs ten seconds to start, all corpora need minutes: both start while other tests run."""
+    if JAVA_IS_HERE:
+        meteor_program()
+    if any("all_scores" in item.fixturenames for item in request.session.items):
+        start_all_corpora()
+
 
 # ------------------------------------------------------------------------- tables small enough to read
 
@@ -284,14 +285,14 @@ def test_downloads_are_used_when_nothing_else_is_there(tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert "pip install pycocoevalcap" in meteor_tables.available()
     asked = []
-    monkeypatch.setattr(files, "download", lambda url, path, size, sha256: asked.append((url, path, size, len(sha256))))
+    monkeypatch.setattr(downloads, "download", lambda url, path, size, sha256: asked.append((path, size, sha256)))
     meteor_download.download()
-    assert [(path.name, size, digits) for _url, path, size, digits in asked] == [
+    assert [(path.name, size, len(sha256)) for path, size, sha256 in asked] == [
         ("meteor-1.5.jar", 6_318_693, 64),
         ("paraphrase-en.gz", 61_813_011, 64),
     ]
     monkeypatch.setattr(meteor_tables, "SIZE", {meteor_tables.JAR: 0, meteor_tables.PARAPHRASES: 0})
-    for _url, path, *_ in asked:
+    for path, *_ in asked:
         path.parent.mkdir(exist_ok=True)
         path.touch()
     assert meteor_tables.available() is None
@@ -403,28 +404,29 @@ def test_worked_example_of_the_alignment():
     assert meteor_align._fix_certain([the, cat])[0] == [None, cat[0]]
 
 
+def best_of_all(at_words, start=0, used=0, end=None):
+    """(gain, -chunks) of the best alignment from the word `start` on: all of them are tried."""
+    if start == len(at_words):
+        return 0, 0
+    certain, _choices = meteor_align._fix_certain(at_words)
+    results = [] if certain[start] else [best_of_all(at_words, start + 1, used, None)]
+    for m in at_words[start]:
+        if not used & m.hyp_words:
+            following = start + m.ref_length, used | m.hyp_words, m.hyp_start + m.hyp_length
+            gain, chunks = best_of_all(at_words, *following)
+            results.append((gain + m.gain, chunks - (end != m.hyp_start)))
+    return max(results)
+
+
 def test_alignment_covers_most_then_has_fewest_chunks():
     for seed in range(300):
-        chosen = random.Random(seed)
-        at_words = random_matches(chosen, 4, 0.8)
-        certain, _choices = meteor_align._fix_certain(at_words)
-
-        def best(start, used, end):  # (gain, -chunks) of the best of all ways to go on
-            if start == len(at_words):
-                return 0, 0
-            results = [] if certain[start] else [best(start + 1, used, None)]
-            for m in at_words[start]:
-                if not used & m.hyp_words:
-                    gain, chunks = best(start + m.ref_length, used | m.hyp_words, m.hyp_start + m.hyp_length)
-                    results.append((gain + m.gain, chunks - (end != m.hyp_start)))
-            return max(results)
-
-        alignment, chunks, going_on = align(at_words), 0, None
+        at_words = random_matches(random.Random(seed), 4, 0.8)
+        alignment, chunks, chunk_end = align(at_words), 0, None
         for start, m in alignment:
-            chunks += (start, m.hyp_start) != going_on
-            going_on = (start + m.ref_length, m.hyp_start + m.hyp_length)
+            chunks += (start, m.hyp_start) != chunk_end
+            chunk_end = (start + m.ref_length, m.hyp_start + m.hyp_length)
         # With so few words the beam is never full.
-        assert (sum(m.gain for _start, m in alignment), -chunks) == best(0, 0, None)
+        assert (sum(m.gain for _start, m in alignment), -chunks) == best_of_all(at_words)
 
 
 @needs_tables
@@ -509,59 +511,8 @@ def test_one_word_and_200_words():
 # ------------------------------------------------------------------------- live
 
 
-@functools.cache
-def coco_meteor():
-    from pycocoevalcap.meteor.meteor import Meteor
-
-    return Meteor()
-
-
-def theirs(hypotheses, references):
-    """(corpus, segments) of the jar, driven by pycocoevalcap."""
-    numbers = range(len(hypotheses))
-    return coco_meteor().compute_score(dict(zip(numbers, references)), {n: [hypotheses[n]] for n in numbers})
-
-
-@functools.cache
-def dev_references():
-    with open(SHARED / "e2e" / "devset.csv", encoding="utf-8-sig", newline="") as file:
-        rows = list(csv.DictReader(file))
-    texts = [[row["ref"] for row in group] for _mr, group in groupby(rows, key=lambda row: row["mr"])]
-    return [[scoring_text(text) for text in segment] for segment in texts]
-
-
 def scoring_text(text):
     return " ".join(ptb.tokenize_for_scoring(text))
-
-
-@needs_tables
-@needs_shared
-def test_all_20_systems_equal_the_recorded_scores_and_live_every_segment():
-    paths = sorted((SHARED / "scores" / "dev_outputs").glob("*.txt"))
-    recorded = json.loads((SHARED / "scores" / "dev_reference_scores.json").read_text())
-    references = dev_references()
-    outputs = {path.name: path.read_text(encoding="utf-8").splitlines() for path in paths}
-    outputs = {name: [scoring_text(line) for line in lines] for name, lines in outputs.items()}
-    # Systems agree on many outputs; each pair is scored once.
-    pairs = list(dict.fromkeys((number, line) for lines in outputs.values() for number, line in enumerate(lines)))
-    arguments = [line for _number, line in pairs], [references[number] for number, _line in pairs]
-    live = []
-    jar = threading.Thread(target=lambda: live.append(theirs(*arguments)), daemon=True)
-    if JAVA_IS_HERE:
-        jar.start()
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-4)  # lets the thread that feeds the jar take its many short turns
-    stats = dict(zip(pairs, statistics(*arguments)))
-    sys.setswitchinterval(interval)
-    for name, lines in outputs.items():
-        ours = score(total([stats[number, line] for number, line in enumerate(lines)]))
-        assert ours == pytest.approx(recorded[name]["METEOR"], abs=1e-6), name
-    if not JAVA_IS_HERE:
-        pytest.skip(f"equal to the recorded scores, but not compared by segment: {NO_JAVA}")
-    jar.join()
-    ((corpus, segments),) = live
-    assert [score(stats[pair]) for pair in pairs] == pytest.approx(segments, abs=1e-6)
-    assert score(total(list(stats.values()))) == pytest.approx(corpus, abs=1e-6)
 
 
 OTHER_TEXTS = """
@@ -607,7 +558,7 @@ def shuffled(chosen, line, vocabulary):
 
 @needs_tables
 @needs_java
-@pytest.mark.parametrize("tokenised", [True, False])
+@pytest.mark.parametrize("tokenised", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_live_texts_of_other_kinds(tokenised):
     chosen = random.Random(tokenised)
     lines = list(OTHER_TEXTS)
@@ -626,7 +577,7 @@ def test_live_texts_of_other_kinds(tokenised):
         texts = [[scoring_text(text) for text in segment] for segment in texts]
     hypotheses, references = [segment[0] for segment in texts], [segment[1:] for segment in texts]
     corpus, segments = meteor(hypotheses, references)
-    their_corpus, their_segments = theirs(hypotheses, references)
+    their_corpus, *their_segments = their_meteor(hypotheses, references)
     for ours, jars, text in zip(segments, their_segments, texts, strict=True):
         assert ours == pytest.approx(jars, abs=1e-6), text
     assert corpus == pytest.approx(their_corpus, abs=1e-6)
@@ -644,11 +595,12 @@ def jar_tokens(lines):
 
 @needs_tables
 @needs_java
-def test_live_normalised_lines():
+@pytest.mark.parametrize("count", [pytest.param(20_000, marks=pytest.mark.slow), 3_000])
+def test_live_normalised_lines(count):
     chosen = random.Random(3)
     pieces = "a b B é ß ж 1 23 3,000 U.S No Dr. Art e.g. p.m. . .. ... ' '' ` `` , - -- --- – — “ ” ‘ ’ $ £ | % s S"
     pieces = [*pieces.split(), *"()/&_中😀½", *[" "] * 12, "\u00a0", "\u3000", "\t", "\x01"]
-    lines = OTHER_TEXTS + ["".join(chosen.choices(pieces, k=chosen.randrange(15))) for _ in range(20_000)]
+    lines = OTHER_TEXTS + ["".join(chosen.choices(pieces, k=chosen.randrange(15))) for _ in range(count)]
     abbreviations = meteor_tables.load().abbreviations
     for line, tokens in zip(lines, jar_tokens(lines), strict=True):
         assert tokenize(line, abbreviations) == tokens, line
@@ -659,9 +611,9 @@ def test_live_normalised_lines():
 if __name__ == "__main__":
     texts = json.loads(RECORDED.read_text(encoding="utf-8"))
     hypotheses, references = [[segment[key] for segment in texts["segments"]] for key in ("hypothesis", "references")]
-    texts["corpus"], scores = theirs(hypotheses, references)
+    texts["corpus"], *scores = their_meteor(hypotheses, references)
     for segment, value in zip(texts["segments"], scores):
-        answer = coco_meteor()._stat(segment["hypothesis"], segment["references"])
+        answer = meteor_program()._stat(segment["hypothesis"], segment["references"])
         segment.update(statistics=[int(float(number)) for number in answer.split()], score=value)
     lines = [line for line, _tokens in texts["normalised"]]
     texts["normalised"] = list(zip(lines, jar_tokens(lines), strict=True))

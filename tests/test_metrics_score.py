@@ -1,22 +1,31 @@
-"""`metrics.score` beside the reference scorer: recorded numbers, the 20 systems of the shared folder, and live."""
+"""`metrics.score` equals the reference scorer: recorded numbers, the 20 systems of the shared folder, and live."""
 
 import doctest
 import json
 import random
-import shutil
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from reference_scorer import (
+    ALL_OUTPUTS,
+    CORPORA,
+    SHARED,
+    SYSTEMS,
+    needs_java,
+    needs_systems,
+    our_scores,
+    read_corpus,
+    scores_of_all_corpora,
+    their_scores,
+)
 from test_metrics_meteor import OTHER_TEXTS, shuffled
 
 import metrics
-from e2e_data import group_references, read_examples
-from metrics import meteor, mteval, ptb, read
+from metrics import meteor, ptb
 
 TESTS = Path(__file__).resolve().parent
-SHARED = TESTS.parents[1] / "shared"
 SENTENCES = json.loads((TESTS / "recorded_sentences.json").read_text(encoding="utf-8"))
 RECORDED = json.loads((TESTS / "recorded_scores.json").read_text(encoding="utf-8"))
 HYPOTHESES = [segment["hypothesis"] for segment in SENTENCES]
@@ -82,127 +91,95 @@ def test_ptb_tokens_equal_the_recorded_ones():
 # ------------------------------------------------------------------------- the 20 systems
 
 
-def systems():
-    return sorted((SHARED / "scores" / "dev_outputs").glob("*.txt"))
-
-
-def recorded_system(path):
-    scores = json.loads((SHARED / "scores" / "dev_reference_scores.json").read_text())[path.name]
-    return {**scores, "NIST": scores["NIST_py"]}
-
-
-needs_shared = pytest.mark.skipif(not systems(), reason="the 20 systems' outputs are in ../shared, which is not here")
-
-
-@needs_shared
-def test_all_systems_equal_the_reference_save_meteor(without_meteor, monkeypatch):
-    # The references are the same for all: tokenise and count them once.
-    texts_of = lambda path: read.load(path, SHARED / "e2e" / "devset.csv")  # noqa: E731
-    references = texts_of(systems()[0]).references
-    tokens = {text: mteval.tokenize(text) for texts in references for text in texts}
-    monkeypatch.setattr(mteval, "tokenize", lambda text, slow=mteval.tokenize: tokens.get(text) or slow(text))
-    for path in systems():
-        scores = metrics.score(texts_of(path).hypotheses, references)
-        for key, value in scores.items():
-            tolerance = 1e-4 if key == "NIST_perl" else 1e-6
-            assert value == pytest.approx(recorded_system(path)[key], abs=tolerance), (path.name, key)
-        assert set(scores) == set(metrics.CORPUS_KEYS) - {"METEOR"}
-
-
-@needs_shared
-@pytest.mark.skipif(not WITH_METEOR, reason="METEOR's tables are not here")
-def test_a_system_equals_the_reference_in_all_numbers():
-    path = systems()[7]
-    scores = metrics.score(*read.load(path, SHARED / "e2e" / "devset.csv")[1:])
-    for key in metrics.CORPUS_KEYS:
+def assert_equals_recorded(ours, name):
+    """ours: the corpus scores of a system."""
+    recorded = json.loads((SHARED / "scores" / "dev_reference_scores.json").read_text())[name]
+    recorded["NIST"] = recorded["NIST_py"]
+    for key, value in ours.items():
         tolerance = 1e-4 if key == "NIST_perl" else 1e-6
-        assert scores[key] == pytest.approx(recorded_system(path)[key], abs=tolerance), key
+        assert value == pytest.approx(recorded[key], abs=tolerance), key
+    assert set(ours) == set(metrics.CORPUS_KEYS) - set(metrics.unavailable())
+
+
+@pytest.mark.slow
+@needs_systems
+def test_a_system_equals_the_recorded_scores():
+    path = SYSTEMS[7]
+    assert_equals_recorded(metrics.score(*read_corpus(path.name)), path.name)
+
+
+@pytest.fixture(scope="module")
+def all_scores():
+    return scores_of_all_corpora()
+
+
+@pytest.mark.slow
+@needs_systems
+def test_all_20_systems_equal_the_recorded_scores(all_scores):
+    assert len(SYSTEMS) == 20
+    ours, _theirs = all_scores
+    for path in SYSTEMS:
+        assert_equals_recorded({key: values[0] for key, values in ours[path.name].items()}, path.name)
 
 
 # ------------------------------------------------------------------------- live, through Java
 
 
-def live_reason():
-    """Why the reference scorer cannot run here, or None."""
-    if shutil.which("java") is None:
-        return "Java is not here"
-    try:
-        import pycocoevalcap  # noqa: F401
-    except ImportError:
-        return "pycocoevalcap is not installed"
-    return None
+def assert_equal(ours, theirs):
+    """Each key that both have: the corpus score and every segment's."""
+    for key in theirs.keys() & ours.keys():
+        assert ours[key] == pytest.approx(theirs[key], abs=1e-6), key
 
 
-needs_java = pytest.mark.skipif(live_reason() is not None, reason=str(live_reason()))
-
-
-class Live:
-    """pycocoevalcap's three scorers; one Java process for METEOR, which is slow to start."""
-
-    def __init__(self):
-        from pycocoevalcap.meteor.meteor import Meteor
-
-        self.meteor = Meteor()
-
-    def segments(self, hypotheses, references):
-        from pycocoevalcap.cider.cider import Cider
-        from pycocoevalcap.rouge.rouge import Rouge
-        from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
-
-        tokenizer = PTBTokenizer()
-        truth = tokenizer.tokenize({i: [{"caption": text} for text in texts] for i, texts in enumerate(references)})
-        outputs = tokenizer.tokenize({i: [{"caption": text}] for i, text in enumerate(hypotheses)})
-        result = {}
-        for key, metric in (("METEOR", self.meteor), ("ROUGE_L", Rouge()), ("CIDEr", Cider())):
-            corpus, segments = metric.compute_score(truth, outputs)
-            result[key] = [corpus, *segments]
-        return result
-
-
-@pytest.fixture(scope="module")
-def live():
-    return Live()
-
-
-def assert_equals_live(live, hypotheses, references):
-    ours = metrics.score(hypotheses, references, per_segment=True)
-    for key, theirs in live.segments(hypotheses, references).items():
-        if key in ours["corpus"]:
-            mine = [ours["corpus"][key], *(segment[key] for segment in ours["segments"])]
-            assert mine == pytest.approx(theirs, abs=1e-6), key
+def assert_equals_live(hypotheses, references):
+    theirs = their_scores(hypotheses, references)
+    assert set(theirs) == {"METEOR", "ROUGE_L", "CIDEr"}
+    assert_equal(our_scores(hypotheses, references), theirs)
 
 
 @needs_java
-def test_recorded_sentences_equal_live(live):
-    assert_equals_live(live, HYPOTHESES, REFERENCES)
+def test_recorded_sentences_equal_live():
+    assert_equals_live(HYPOTHESES, REFERENCES)
 
 
 @needs_java
-def test_sentences_against_each_other_equal_live(live):
+def test_sentences_against_each_other_equal_live():
     # Every sentence with the references of the next two: far apart, and different numbers of references.
     neighbours = [REFERENCES[i - 1] + REFERENCES[i - 2] for i in range(len(REFERENCES))]
-    assert_equals_live(live, HYPOTHESES, neighbours)
+    assert_equals_live(HYPOTHESES, neighbours)
 
 
 @needs_java
-@needs_shared
-def test_all_systems_equal_live(live):
-    for path in systems():
-        assert_equals_live(live, *read.load(path, SHARED / "e2e" / "devset.csv")[1:])
+@needs_systems
+def test_60_segments_of_a_system_equal_live():
+    hypotheses, references = read_corpus(SYSTEMS[3].name)
+    assert_equals_live(hypotheses[:60], references[:60])
 
 
+@pytest.mark.slow
 @needs_java
-@needs_shared
-@pytest.mark.parametrize("name", ["src1_test.txt", "testset_w_refs.csv"])
-def test_e2es_references_against_each_other_equal_live(live, name):
-    """Tokenised and raw: a table's last sentence as the output, the others as its references."""
-    groups = [texts for texts in group_references(read_examples(SHARED / "e2e" / name)).values() if len(texts) > 1]
-    assert_equals_live(live, [texts[-1] for texts in groups], [texts[:-1] for texts in groups])
+@pytest.mark.parametrize("name", CORPORA)
+def test_a_corpus_equals_live_in_every_segment(all_scores, name):
+    """The 20 systems; E2E's test references against each other, tokenised and raw."""
+    ours, theirs = (scores[name] for scores in all_scores)
+    assert set(theirs) == {"METEOR", "ROUGE_L", "CIDEr"}
+    assert len(theirs["METEOR"]) == 1 + len(read_corpus(name)[0])
+    assert_equal(ours, theirs)
 
 
+@pytest.mark.slow
 @needs_java
-def test_texts_of_other_kinds_equal_live(live):
-    """News, dialogue, prices, URLs, quotes, unicode, up to 200 words; the references are the text with words moved, dropped, changed."""
+@needs_systems
+def test_meteor_of_all_outputs_as_one_corpus_equals_live(all_scores):
+    ours, theirs = (scores[ALL_OUTPUTS] for scores in all_scores)
+    assert len(theirs["METEOR"]) > 6000
+    assert_equal(ours, theirs)
+
+
+@pytest.mark.slow
+@needs_java
+def test_texts_of_other_kinds_equal_live():
+    """News, dialogue, prices, URLs, quotes, Unicode, up to 200 words; references have words moved, dropped, changed."""
     chosen = random.Random(5)
     vocabulary = " ".join(OTHER_TEXTS).split()
     lines = [
@@ -210,7 +187,7 @@ def test_texts_of_other_kinds_equal_live(live):
         *(" ".join(chosen.choices(vocabulary, k=n)) for n in (1, 1, 2, 40, 120, 200) for _ in range(10)),
     ]
     references = [[shuffled(chosen, line, vocabulary) for _ in range(chosen.randint(1, 4))] for line in lines]
-    assert_equals_live(live, lines, references)
+    assert_equals_live(lines, references)
 
 
 # ------------------------------------------------------------------------- the interface

@@ -1,10 +1,13 @@
-"""Each piece of ops.py equals its plain line of PyTorch, gradients included (dropout: tests/test_gpt2.py)."""
+"""Each operation of fast/ops.py equals its plain line of PyTorch, gradients included."""
+
+import math
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from fast.ops import Product, TokenPacking, product, tied_embedding, transposed
+from fast.ops import Product, TokenPacking, dropout, product, tied_embedding, transposed
+from fast.training import summed_loss
 from gpt2 import GPT2, GPT2Config
 
 REAL = torch.tensor([0, 1, 2, 5, 10, 11, 12, 13])  # of 3 sequences of 5 places, 3, 1 and 4 tokens
@@ -78,10 +81,18 @@ def test_a_table_used_at_one_end_has_the_gradient_of_that():
         assert tied_embedding(W, tokens)[1] is W
 
 
+def test_a_table_whose_second_gradient_is_expanded():
+    """As that of a sum is: its elements share memory, so nothing can be added in place."""
+    W, tokens = torch.randn(5, 3, requires_grad=True), torch.tensor([1, 1, 4])
+    rows, table = tied_embedding(W, tokens)
+    (rows.sum() + table.sum()).backward()
+    assert W.grad.tolist() == [[1.0] * 3, [3.0] * 3, [1.0] * 3, [1.0] * 3, [2.0] * 3]
+
+
 def test_the_models_own_table_gets_no_second_one_for_the_sum():
     """Its gradient reaches it through one node, for backward() and for autograd.grad alike."""
     model = GPT2(GPT2Config(2, 2, 8, 16, 11)).init_weights()
-    loss = model(torch.tensor([[1, 2, 3]]), at=torch.tensor([1]), targets=torch.tensor([4]))
+    loss = summed_loss(model, (torch.tensor([[1, 2, 4]]), torch.tensor([[-100, -100, 4]])))
     (whole,) = torch.autograd.grad(loss, model.wte.weight, retain_graph=True)
     loss.backward()
     assert torch.equal(whole, model.wte.weight.grad)
@@ -123,3 +134,27 @@ def test_paddeds_gradients_are_those_of_the_places_that_count():
     assert torch.autograd.gradcheck(
         lambda qkv: sum((padded.tokens(t) * w).sum() for t, w in zip(padded.heads(qkv), weights)), qkv
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_dropout_drops_the_stated_share_and_scales_up_what_is_left(dtype):
+    x = torch.full((301, 101, 7), 0.75, dtype=dtype, requires_grad=True)  # 212,807 numbers, not a multiple of four
+    for p in (0.1, 0.5, 1e-9):
+        torch.manual_seed(1)
+        y = dropout(x, p, training=True)
+        kept = torch.tensor(0.75, dtype=dtype) * torch.tensor(1 / (1 - p), dtype=dtype)
+        assert y.dtype == dtype and torch.equal(
+            y.unique(), torch.unique(torch.stack([kept, *([0 * kept] if p > 1e-5 else [])]))
+        )
+        n = x.numel()
+        assert abs((y == 0).sum().item() - n * p) < 5 * math.sqrt(n * p * (1 - p)) + 1
+        for part in (
+            y.flatten().unfold(0, 8, 8).T
+        ):  # no place of a random number's 64 bits has another share than the others
+            assert abs((part == 0).float().mean().item() - p) < 5 * math.sqrt(p * (1 - p) / len(part)) + 1e-9
+        torch.manual_seed(1)
+        assert torch.equal(dropout(x, p, training=True), y), "the same seed, the same noise"
+        (gradient,) = torch.autograd.grad(y.sum(), x)
+        assert torch.equal(gradient == 0, y == 0)
+    assert (dropout(x, 1 - 1e-6, training=True) == 0).float().mean() > 0.999
+    assert dropout(x, 0.0, training=True) is not None and torch.equal(dropout(x, 0.3, training=False), x)

@@ -60,7 +60,7 @@ def test_logits_and_gradients_equal_transformers_given_the_same_keys_and_values(
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
     for name, p in prefix.named_parameters():
         assert p.grad.abs().max() > 1e-2
-        torch.testing.assert_close(gradients[name], p.grad, atol=1e-3, rtol=1e-4, msg=lambda text: f"{name}: {text}")
+        torch.testing.assert_close(gradients[name], p.grad, atol=1e-3, rtol=1e-4, msg=lambda text, name=name: f"{name}: {text}")
 
 
 def test_the_frozen_model_gets_no_gradients(model, tokens):
@@ -128,24 +128,10 @@ def test_an_infix_is_seen_by_the_text_alone(model, tokens):
 def test_decoding_with_a_cache_equals_reading_at_once(model, tokens, kind):
     tokens[:, 5] = END
     kind(CONFIG, prefix_len=6, mid_dim=8).attach(model)
-    cache = KVCache(room=6)
+    cache = KVCache()
     pieces = [model(tokens[:, :6], cache=cache), *(model(tokens[:, i : i + 1], cache=cache) for i in range(6, 12))]
     assert cache.length == 6 + 12
     torch.testing.assert_close(torch.cat(pieces, dim=1), model(tokens), atol=1e-4, rtol=0)
-
-
-@pytest.mark.parametrize("kind", [Prefix, Infix, Embedding])
-def test_leaving_padding_out_of_the_layers_changes_no_gradient(model, tokens, kind):
-    """Two texts of 12 and 9 tokens, the separator at 5."""
-    tokens[:, 5], tokens[1, 9:] = END, END
-    real, at = torch.tensor([*range(12), *range(12, 21)]), torch.tensor([5, 8, 10, 17, 19])
-    prefix = kind(CONFIG, prefix_len=4, mid_dim=16).attach(model)
-    targets = torch.tensor([3, 1, 4, 1, 5])
-    whole = torch.autograd.grad(model(tokens, at=at, targets=targets), list(prefix.parameters()))
-    packed = torch.autograd.grad(model(tokens, at=at, targets=targets, real=real), list(prefix.parameters()))
-    for ours, its in zip(packed, whole):
-        assert its.abs().max() > 1e-3
-        torch.testing.assert_close(ours, its, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("kind", [Prefix, Infix, Embedding])
@@ -156,7 +142,7 @@ def test_what_is_saved_acts_as_what_was_trained_without_the_mlp(model, tokens, k
     trained = kind(CONFIG, prefix_len=3, mid_dim=mid_dim)
     trained.attach(model)
     expected = model(tokens)
-    trained.detach(model)
+    trained.detach()
     trained.drop_mlp().save(tmp_path / "prefix.safetensors", {"model": "gpt2"})
 
     tensors, metadata = read_safetensors(tmp_path / "prefix.safetensors")
@@ -177,10 +163,37 @@ def test_detaching_gives_the_model_back_as_it_was(model, tokens):
     plain = model(tokens)
     prefix = Prefix(CONFIG, 5, 8).attach(model)
     assert not torch.equal(model(tokens), plain)
-    prefix.detach(model)
+    prefix.detach()
     assert torch.equal(model(tokens), plain)
     with pytest.raises(InputError, match="is not attached"):
-        prefix.detach(model)
+        prefix.detach()
+
+
+@torch.no_grad()
+def test_a_prefix_is_attached_inside_a_with_block_whatever_ends_it(model, tokens):
+    plain, prefix = model(tokens), Prefix(CONFIG, 5, 8)
+    with prefix.attached(model) as attached:
+        assert attached is prefix and not torch.equal(model(tokens), plain)
+    assert torch.equal(model(tokens), plain)
+    with pytest.raises(ZeroDivisionError), prefix.attached(model):
+        raise ZeroDivisionError
+    assert torch.equal(model(tokens), plain)
+
+
+@torch.no_grad()
+def test_two_prefixes_on_two_models_do_not_touch_each_other(model, tokens):
+    """A prefix knows the model that it is attached to: neither can take the other's away."""
+    other = lively(GPT2(CONFIG), seed=3).eval()
+    first, second = Prefix(CONFIG, 5, 8).attach(model), Prefix(CONFIG, 7, 8).attach(other)
+    with_first, with_second = model(tokens), other(tokens)
+    with pytest.raises(InputError, match="this prefix is attached to a model already"):
+        first.attach(other)
+    first.detach()
+    assert not torch.equal(model(tokens), with_first) and torch.equal(other(tokens), with_second)
+    first.attach(model)
+    second.detach()
+    assert torch.equal(model(tokens), with_first)
+    assert "attached_to" not in dict(first.named_modules()) and len(list(first.parameters())) == 5
 
 
 def test_fitting_the_mlp_to_words_brings_its_output_near_their_activations(model):
@@ -201,11 +214,11 @@ def test_misuse_is_refused_with_a_sentence(model, tmp_path):
     with pytest.raises(InputError, match="was made for"):
         Prefix(GPT2Config(3, 8, 32, 64, 101), 5).attach(model)
     infix = Infix(CONFIG, 5).attach(model)
-    with pytest.raises(ValueError, match="an infix makes mask and positions itself"):
+    with pytest.raises(ValueError, match="an infix sets mask and positions itself"):
         model(torch.tensor([[1, 2]]), positions=torch.arange(2))
     with pytest.raises(ValueError, match="a prefix of 5 and 60 tokens do not fit"):
         model(torch.zeros(1, 60, dtype=torch.long))
-    infix.detach(model)
+    infix.detach()
     Prefix(CONFIG, 5).attach(model)
     with pytest.raises(ValueError, match="a prefix of 5 and 60 tokens do not fit into 64 positions"):
         model(torch.zeros(1, 60, dtype=torch.long))

@@ -1,4 +1,4 @@
-"""Two processes, started by torchrun and joined by gloo, give what one gives; and they end together, whatever ends them."""
+"""Two processes, started by torchrun and joined by gloo, give what one gives, and end together whatever ends them."""
 
 import csv
 import dataclasses
@@ -28,7 +28,7 @@ ACCIDENT = ROOT / "tests" / "accident.py"
 
 
 def torchrun(script: Path, *argv, **environment) -> tuple[int, str]:
-    """Two processes of a program: torchrun's status, and all that is printed. They must end by themselves, and before ranks.TIMEOUT."""
+    """Two processes of a program: torchrun's status and output. They must end by themselves, before ranks.TIMEOUT."""
     front = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--"]
     environment = {name: str(int(value)) for name, value in environment.items()} | {
         "OMP_NUM_THREADS": "1",
@@ -67,10 +67,11 @@ def data(tmp_path):
 
 @pytest.fixture
 def flags(world, data, tmp_path):
-    """flags(out, ...): a short run's command line. An epoch has four batches of 7 and one of 1, which leaves a rank without any."""
+    """flags(out, ...): a short run's command line. An epoch has four batches of 7 and one of 1: one rank gets none."""
 
     def make(out: str, *more) -> list[str]:
-        line = f"--model {world / 'model'} --data {data} --out {tmp_path / out} --device cpu --dtype fp32 --mid_dim 32 --lr 1e-3"
+        line = f"--model {world / 'model'} --data {data} --out {tmp_path / out} --device cpu --dtype fp32"
+        line += " --mid_dim 32 --lr 1e-3"
         line += " --batch_size 7 --epochs 4 --log_every 1 --checkpoint_every 4 --max_new_tokens 12 --beam_size 2"
         return [*line.split(), *map(str, more)]
 
@@ -135,7 +136,7 @@ def test_two_processes_give_the_losses_the_prefix_and_the_sentences_of_one(flags
     assert [summary["machine"].get("processes") for summary in summaries] == [None, "2"]
 
 
-def test_shares_meetings_noise_and_fine_tuning_of_two_ranks(world, data, tmp_path):
+def test_shards_collectives_noise_and_fine_tuning_of_two_ranks(world, data, tmp_path):
     """And an error at one rank ends both."""
     _, printed = torchrun(ROOT / "tests" / "two_ranks.py", world, data, tmp_path)
     assert "all is well" in printed and "not reached" not in printed, printed
@@ -182,7 +183,7 @@ def test_a_run_killed_as_one_process_killed_as_two_and_ended_by_one_is_the_same_
     _, printed = torchrun(ACCIDENT, ROOT / "train.py", *resumed, KILL_IN=9)
     assert "resuming at step 4 of 20" in printed and "step 9/" in printed and "step 10/" not in printed
     assert statuses(printed) == [-signal.SIGKILL, 2], printed  # the other is not left waiting
-    assert len(complaints(printed)) == 1 and "another process of this run has gone" in complaints(printed)[0]
+    assert len(complaints(printed)) == 1 and "another process of this run is gone" in complaints(printed)[0]
     assert not (parts / "prefix.safetensors").exists()
 
     train.main(resumed)

@@ -65,7 +65,8 @@ def generate(*flags, script=FOLDER / "generate.py", cwd=None):
 def test_the_generator_reproduces_the_committed_files_byte_for_byte(tmp_path):
     """Beside a copy of itself, without flags; and elsewhere, from another folder, with them."""
     (tmp_path / "mini" / "restaurants").mkdir(parents=True)
-    for path in (ROOT / "files.py", *FOLDER.glob("*.py")):
+    (tmp_path / "harness").mkdir()
+    for path in (ROOT / "harness" / "__init__.py", ROOT / "harness" / "files.py", *FOLDER.glob("*.py")):
         (tmp_path / path.relative_to(ROOT)).write_bytes(path.read_bytes())
     here = generate(script=tmp_path / "mini" / "restaurants" / "generate.py", cwd=tmp_path)
     there = generate("--out", tmp_path / "new" / "folder", "--seed", 4, cwd=tmp_path)

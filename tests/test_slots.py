@@ -106,7 +106,7 @@ def test_true_sentences_about_made_up_tables_have_no_errors():
 def test_the_command_line_prints_each_fields_figures(tmp_path, capsys):
     main(["--data", str(write_data(tmp_path / "data"))])
     out = capsys.readouterr().out
-    assert out.startswith("30 sentences: 100.0 % of the values said, 0.000 invented a sentence\n") and "near " in out
+    assert out.startswith("30 sentences: 100.0 % of the values said, 0.000 invented per sentence\n") and "near " in out
 
 
 @pytest.mark.skipif(not E2E.exists(), reason="E2E's files are not at hand (../shared/e2e)")

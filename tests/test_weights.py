@@ -1,4 +1,4 @@
-"""Reading checkpoints: equal to what their own libraries read, and a sentence for each file that is not right."""
+"""Reading checkpoints: the tensors that the formats' own libraries read, and one sentence for each faulty file."""
 
 import json
 import math
@@ -16,8 +16,8 @@ from tiny import write_config
 import weights
 from gpt2 import CONFIGS, GPT2, GPT2Config
 from harness.files import InputError
-from harness.safetensors import read_safetensors, write_safetensors
-from harness.tensorflow import read_tensorflow
+from harness.safetensors import DTYPES, read_safetensors, write_safetensors
+from harness.tensorflow import read_tensorflow, read_varint
 from weights import check_shapes, load_config, load_gpt2
 
 TENSORFLOW = Path(__file__).parent / "fixtures" / "tensorflow"
@@ -32,7 +32,7 @@ def model():
 
 @pytest.fixture
 def folder(tmp_path, model):
-    """A model's folder, whole."""
+    """A complete model folder."""
     write_config(tmp_path, FIXTURE)
     write_safetensors(tmp_path / "model.safetensors", model.state_dict(), {})
     return tmp_path
@@ -45,7 +45,7 @@ def assert_same(found: dict, wanted: dict) -> None:
         assert torch.equal(found[key], wanted[key])
 
 
-# ----------------------------------------------------------------------------- safetensors: both ways
+# ----------------------------------------------------------------------------- safetensors: reading and writing
 
 EVERY_KIND = {
     "f64": torch.tensor([[1e-300, math.pi]], dtype=torch.float64),
@@ -66,7 +66,7 @@ EVERY_KIND = {
 }
 
 
-def test_what_the_library_writes_is_read(tmp_path):
+def test_a_file_that_the_library_wrote_is_read(tmp_path):
     tensors = {key: tensor.contiguous() for key, tensor in EVERY_KIND.items()}
     safetensors.torch.save_file(tensors, tmp_path / "x.safetensors", {"who": "the library"})
     found, metadata = read_safetensors(tmp_path / "x.safetensors")
@@ -74,7 +74,7 @@ def test_what_the_library_writes_is_read(tmp_path):
     assert metadata == {"who": "the library"}
 
 
-def test_the_library_reads_what_is_written(tmp_path):
+def test_the_library_reads_a_file_that_we_wrote(tmp_path):
     write_safetensors(tmp_path / "x.safetensors", EVERY_KIND, {"mode": "prefix"})
     assert_same(safetensors.torch.load_file(tmp_path / "x.safetensors"), EVERY_KIND)
     with safetensors.safe_open(tmp_path / "x.safetensors", "pt") as file:
@@ -85,12 +85,12 @@ def test_the_library_reads_what_is_written(tmp_path):
 
 
 @pytest.mark.parametrize("shift", range(8))
-def test_tensors_may_begin_at_any_byte(tmp_path, shift):
+def test_tensors_may_start_at_any_byte(tmp_path, shift):
     header = {"pad": {"dtype": "U8", "shape": [shift], "data_offsets": [0, shift]}}
     wanted = {"pad": torch.zeros(shift, dtype=torch.uint8)}
     content, end = bytes(shift), shift
     for key, kind in (("f64", "F64"), ("f32", "F32"), ("bf16", "BF16")):
-        dtype = weights.DTYPES[kind]
+        dtype = DTYPES[kind]
         wanted[key] = torch.tensor([1.5, -2.0]).to(dtype)
         raw = wanted[key].view(torch.uint8).numpy().tobytes()
         header[key] = {"dtype": kind, "shape": [2], "data_offsets": [end, end + len(raw)]}
@@ -106,8 +106,7 @@ def test_changing_a_tensor_does_not_change_its_file(folder):
     assert (folder / "model.safetensors").read_bytes() == before
 
 
-def test_writing_fails_whole(folder, monkeypatch):
-    """The old file stays when the new one cannot be written to its end."""
+def test_a_failed_write_keeps_the_old_file(folder, monkeypatch):
     before = (folder / "model.safetensors").read_bytes()
 
     class Unreadable:
@@ -127,7 +126,7 @@ def test_writing_fails_whole(folder, monkeypatch):
 
 
 def put(path: Path, header, content: bytes = b"") -> Path:
-    """A safetensors file with this header: an object, or the bytes themselves."""
+    """A safetensors file with this header: an object, or raw bytes."""
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     path.write_bytes(struct.pack("<Q", len(text)) + text + content)
     return path
@@ -151,39 +150,39 @@ def entry(dtype="F32", shape=(2,), offsets=(0, 8)) -> dict:
         ({"__metadata__": {"mode": 1}}, "metadata"),
         (entry("F8_E4M3", (8,)), "a has the type F8_E4M3, which is not supported"),
         (entry(["F32"]), ""),
-        (entry(offsets=(0, 12)), "a does not lie where"),
-        (entry(shape=(3,)), "a does not lie where"),
-        (entry(offsets=(8, 0)), "a does not lie where"),
-        (entry(offsets=(-8, 0)), "a does not lie where"),
-        (entry(offsets=(4, 12)), "a does not lie where"),
+        (entry(offsets=(0, 12)), "a is not where"),
+        (entry(shape=(3,)), "a is not where"),
+        (entry(offsets=(8, 0)), "a is not where"),
+        (entry(offsets=(-8, 0)), "a is not where"),
+        (entry(offsets=(4, 12)), "a is not where"),
         (entry(offsets=(0.0, 8.0)), ""),
-        (entry(offsets=("0", "8")), "a does not lie where"),
+        (entry(offsets=("0", "8")), "a is not where"),
         (entry(offsets=(0,)), ""),
         (entry(shape=(1,), offsets=(0, 4)), "4 bytes are left over"),
         (entry(shape=(-1, -2)), "impossible shape"),
-        (entry(shape=(2**32, 2**32), offsets=(0, 0)), "a does not lie where"),  # a product of 0, if it were of 64 bits
+        (entry(shape=(2**32, 2**32), offsets=(0, 0)), "a is not where"),  # in 64 bits the product would be 0
         (entry(shape=(0, 2**70), offsets=(0, 0)), "impossible shape"),
         (entry(shape=(10**400,)), "impossible shape"),
         (entry(shape="ab"), ""),
-        ({**entry(), "b": entry()["a"]}, "b does not lie where"),  # one upon the other
+        ({**entry(), "b": entry()["a"]}, "b is not where"),  # overlapping tensors
     ],
 )
-def test_a_header_that_is_not_right_is_refused(tmp_path, header, said):
+def test_a_malformed_header_is_refused(tmp_path, header, said):
     with pytest.raises(
         InputError,
-        match=rf"x\.safetensors is not a whole safetensors file \(.*{said}.*\): delete it and fetch it again",
+        match=rf"x\.safetensors is not a complete safetensors file \(.*{said}.*\): delete it and fetch it again",
     ):
         read_safetensors(put(tmp_path / "x.safetensors", header, bytes(8)))
 
 
-def test_a_truncated_file_is_refused_wherever_it_ends(folder):
+def test_a_truncated_file_is_refused(folder):
     path = folder / "model.safetensors"
     whole = path.read_bytes()
     n = 8 + struct.unpack("<Q", whole[:8])[0]
     for length in (0, 1, 7, 8, 9, n - 1, n, n + 1, (n + len(whole)) // 2, len(whole) - 1):
         path.write_bytes(whole[:length])
         with pytest.raises(
-            InputError, match=r"model\.safetensors is not a whole safetensors file .*: delete it and fetch it again"
+            InputError, match=r"model\.safetensors is not a complete safetensors file .*: delete it and fetch it again"
         ):
             load_gpt2(str(folder))
     path.write_bytes(whole + b"\0")
@@ -197,13 +196,13 @@ def test_a_header_longer_than_the_file_is_refused_without_reading_it(tmp_path):
         read_safetensors(tmp_path / "x.safetensors")
 
 
-def test_a_web_page_under_the_files_name_is_refused(tmp_path):
+def test_a_web_page_saved_under_the_files_name_is_refused(tmp_path):
     (tmp_path / "x.safetensors").write_text("<!DOCTYPE html><html>Please log in to this network</html>")
-    with pytest.raises(InputError, match="x.safetensors is not a whole safetensors file"):
+    with pytest.raises(InputError, match="x.safetensors is not a complete safetensors file"):
         read_safetensors(tmp_path / "x.safetensors")
 
 
-def test_a_folder_or_nothing_is_no_safetensors_file(tmp_path):
+def test_a_folder_or_a_missing_file_is_refused(tmp_path):
     (tmp_path / "x.safetensors").mkdir()
     with pytest.raises(InputError, match="x.safetensors is not a file"):
         read_safetensors(tmp_path / "x.safetensors")
@@ -215,7 +214,7 @@ def test_a_folder_or_nothing_is_no_safetensors_file(tmp_path):
 
 
 def change(folder: Path, **changes) -> None:
-    """Rewrite the folder's tensors; a value None takes one away, "__" stands for a dot."""
+    """Rewrite the folder's tensors; the value None removes one; "__" is a dot of its name."""
     tensors = {key: tensor.clone() for key, tensor in read_safetensors(folder / "model.safetensors")[0].items()}
     for key, tensor in changes.items():
         key = key.replace("__", ".")
@@ -243,21 +242,21 @@ def change(folder: Path, **changes) -> None:
         ({"lm_head__weight": torch.ones(31, 8, dtype=torch.float16)}, "lm_head.weight differs from wte.weight"),
     ],
 )
-def test_every_tensor_must_be_there_with_its_shape_and_no_other(folder, changes, said):
+def test_missing_unknown_and_misshapen_tensors_are_refused(folder, changes, said):
     change(folder, **changes)
     with pytest.raises(InputError, match=rf"model\.safetensors:? {said}"):
         load_gpt2(str(folder))
 
 
 @pytest.mark.parametrize(
-    "export", ["plain", "transformer. in front", "tied lm_head", "causal masks", "half precision", "all of it"]
+    "export", ["plain", "named transformer.*", "tied lm_head", "causal masks", "half precision", "all of it"]
 )
-def test_the_forms_that_gpt2_is_exported_in_give_the_same_weights(folder, model, export):
+def test_every_form_in_which_gpt2_is_exported_gives_the_same_weights(folder, model, export):
     tensors = model.state_dict()
     if export in ("causal masks", "all of it"):
         tensors |= {f"h.{i}.attn.bias": torch.ones(1, 1, 16, 16).tril() for i in range(2)}
         tensors |= {f"h.{i}.attn.masked_bias": torch.tensor(-1e4) for i in range(2)}
-    if export in ("transformer. in front", "all of it"):
+    if export in ("named transformer.*", "all of it"):
         tensors = {f"transformer.{key}": tensor for key, tensor in tensors.items()}
     if export in ("tied lm_head", "all of it"):
         tensors["lm_head.weight"] = model.wte.weight
@@ -273,7 +272,7 @@ def test_the_forms_that_gpt2_is_exported_in_give_the_same_weights(folder, model,
 
 
 def test_a_file_of_another_size_is_recognised(tmp_path):
-    """The header alone decides: the 50257 x 1024 bytes behind it are a hole in the file, which takes no room."""
+    """Only the header is read; the 50257 x 1024 bytes after it are a hole in the file, which uses no disk space."""
     shape = [CONFIGS["gpt2-medium"].vocab_size, CONFIGS["gpt2-medium"].n_embd]
     path = put(
         tmp_path / "medium.safetensors",
@@ -291,7 +290,7 @@ def test_a_file_of_another_size_is_recognised(tmp_path):
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_each_published_size_expects_its_own_tensors(name):
-    """Parameter counts of the release: the smallest is the 124M model; each block has 12 tensors, four stand outside."""
+    """The release's parameter counts. A block has 12 tensors; wte, wpe and ln_f's two are outside the blocks."""
     config = CONFIGS[name]
     with torch.device("meta"):
         tensors = GPT2(config).state_dict()
@@ -306,23 +305,20 @@ def test_each_published_size_expects_its_own_tensors(name):
 
 @pytest.fixture
 def tensorflow(tmp_path):
-    """A copy of the checkpoint that TensorFlow wrote, in a model's folder."""
+    """A model folder with a copy of the checkpoint that TensorFlow wrote."""
     write_config(tmp_path, FIXTURE)
     for file in (INDEX, DATA):
         shutil.copy(TENSORFLOW / file, tmp_path)
     return tmp_path
 
 
-def test_a_tensorflow_checkpoint_reads_as_tensorflow_reads_it():
+def test_a_tensorflow_checkpoint_gives_the_tensors_that_tensorflow_reads():
     wanted = np.load(TENSORFLOW / "as_tensorflow_reads_it.npz")
     found = dict(read_tensorflow(TENSORFLOW / INDEX))
     assert found.keys() == set(wanted)
     for key, tensor in found.items():
-        assert (
-            tensor.dtype == torch.float32
-            and np.array_equal(tensor.numpy(), wanted[key])
-            and tensor.shape == wanted[key].shape
-        )
+        assert tensor.dtype == torch.float32 and tensor.shape == wanted[key].shape
+        assert np.array_equal(tensor.numpy(), wanted[key])
 
 
 def test_both_formats_give_the_same_model(tensorflow, tmp_path):
@@ -331,39 +327,39 @@ def test_both_formats_give_the_same_model(tensorflow, tmp_path):
     assert_same(load_gpt2(str(tensorflow), str(tmp_path / "other.safetensors")).state_dict(), from_tensorflow)
 
 
-def test_a_tensorflow_index_cut_anywhere_is_refused(tensorflow):
+def test_a_truncated_tensorflow_index_is_refused(tensorflow):
     whole = (tensorflow / INDEX).read_bytes()
     for length in (0, 1, 40, 47, 48, len(whole) // 2, len(whole) - 1):
         (tensorflow / INDEX).write_bytes(whole[:length])
         with pytest.raises(
             InputError,
-            match=r"model\.ckpt\.index is not a whole TensorFlow checkpoint .*: delete it and fetch it again",
+            match=r"model\.ckpt\.index is not a complete TensorFlow checkpoint .*: delete it and fetch it again",
         ):
             load_gpt2(str(tensorflow))
 
 
-def test_tensorflow_data_cut_anywhere_are_refused(tensorflow):
+def test_truncated_tensorflow_data_are_refused(tensorflow):
     whole = (tensorflow / DATA).read_bytes()
     for length in (0, 1, len(whole) // 2, len(whole) - 1):
         (tensorflow / DATA).write_bytes(whole[:length])
-        with pytest.raises(InputError, match=r"model\.ckpt\.index is not a whole TensorFlow checkpoint"):
+        with pytest.raises(InputError, match=r"model\.ckpt\.index is not a complete TensorFlow checkpoint"):
             load_gpt2(str(tensorflow))
 
 
 def test_a_missing_tensorflow_data_file_is_named(tensorflow):
     (tensorflow / DATA).unlink()
-    with pytest.raises(InputError, match=rf"{DATA} is missing: it belongs beside {INDEX}"):
+    with pytest.raises(InputError, match=rf"{DATA} is missing: put it next to {INDEX}"):
         load_gpt2(str(tensorflow))
 
 
-def test_a_compressed_tensorflow_index_is_refused_by_that_name(tensorflow):
-    """Behind each block stands a byte that says how it is compressed: 0 not at all, 1 snappy."""
+def test_a_compressed_tensorflow_index_is_named_as_the_reason(tensorflow):
+    """The byte after each block states its compression: 0 none, 1 snappy."""
     whole = bytearray((tensorflow / INDEX).read_bytes())
     at = len(whole) - 48
-    for _ in range(2):  # the meta-index block's place in the footer: two integers to skip
-        _, at = weights.read_varint(whole, at)
-    offset, at = weights.read_varint(whole, at)
-    size, _ = weights.read_varint(whole, at)
+    for _ in range(2):  # skip the meta-index block's offset and size in the footer
+        _, at = read_varint(whole, at)
+    offset, at = read_varint(whole, at)
+    size, _ = read_varint(whole, at)
     assert whole[offset + size] == 0
     whole[offset + size] = 1
     (tensorflow / INDEX).write_bytes(whole)
@@ -371,8 +367,8 @@ def test_a_compressed_tensorflow_index_is_refused_by_that_name(tensorflow):
         load_gpt2(str(tensorflow))
 
 
-def test_no_damaged_byte_of_a_tensorflow_index_ends_in_a_traceback(tensorflow):
-    """Not all damage is noticed, because the checksums are not compared; but what is noticed is said in a sentence."""
+def test_a_damaged_tensorflow_index_never_ends_in_a_traceback(tensorflow):
+    """Checksums are not verified, so some damage goes unnoticed; the rest is an InputError."""
     whole = (tensorflow / INDEX).read_bytes()
     refused = 0
     rng = random.Random(0)
@@ -388,10 +384,10 @@ def test_no_damaged_byte_of_a_tensorflow_index_ends_in_a_traceback(tensorflow):
     assert refused > 300
 
 
-# ----------------------------------------------------------------------------- which file is meant
+# ----------------------------------------------------------------------------- which file is read
 
 
-def test_a_folder_with_both_formats_means_safetensors(tensorflow, model):
+def test_a_folder_with_both_formats_is_read_as_safetensors(tensorflow, model):
     write_safetensors(tensorflow / "model.safetensors", model.state_dict(), {})
     assert_same(load_gpt2(str(tensorflow)).state_dict(), model.state_dict())
     assert not torch.equal(load_gpt2(str(tensorflow), str(tensorflow / INDEX)).wte.weight, model.wte.weight)
@@ -413,7 +409,7 @@ def test_a_folder_without_one_checkpoint_is_refused(tmp_path, files, said):
 
 
 class Malicious:
-    """Unpickling this makes a folder."""
+    """Unpickling this creates a folder."""
 
     def __init__(self, evidence: Path):
         self.evidence = evidence
@@ -426,14 +422,14 @@ class Malicious:
     "name",
     ["pytorch_model.bin", "model.pt", "model.pth", "model.ckpt", "model.safetensors", "model.ckpt.index", "model"],
 )
-def test_pickles_are_refused_under_every_name_and_never_run(tmp_path, name):
+def test_pickles_are_refused_under_every_name_and_never_unpickled(tmp_path, name):
     torch.save({"wte.weight": Malicious(tmp_path / "evidence")}, tmp_path / name)
     with pytest.raises(InputError, match=f"{name} is "):
         load_gpt2("gpt2", str(tmp_path / name))
     assert not (tmp_path / "evidence").exists()
-    shutil.copy(tmp_path / name, tmp_path / "copy")  # PyTorch goes by the name, and would look for something else
+    shutil.copy(tmp_path / name, tmp_path / "copy")  # PyTorch would choose another format by the name
     torch.load(tmp_path / "copy", weights_only=False)
-    assert (tmp_path / "evidence").exists()  # it would have done it
+    assert (tmp_path / "evidence").exists()  # unpickling does create it
 
 
 def test_a_missing_checkpoint_is_named(tmp_path):
@@ -454,7 +450,7 @@ def test_a_config_is_read_under_both_names(tmp_path):
     (tmp_path / "config.json").write_text(
         json.dumps(stated(n_positions=20, n_ctx=20, activation_function="gelu_new", model_type="gpt2"))
     )
-    assert load_config(str(tmp_path)).n_positions == 20  # the hub's file goes first
+    assert load_config(str(tmp_path)).n_positions == 20  # the hub's file takes precedence
 
 
 @pytest.mark.parametrize(
@@ -487,7 +483,7 @@ def test_a_config_that_is_not_gpt2s_is_refused(tmp_path, content, said):
 
 
 @pytest.mark.parametrize("name", ["gpt3", "GPT2", "", "gpt2 ", "openai-community/gpt2"])
-def test_an_unknown_model_is_answered_with_the_known_ones(name):
+def test_an_unknown_model_is_refused_with_a_list_of_the_known_ones(name):
     with pytest.raises(
         InputError, match="unknown model .*: use gpt2, gpt2-medium, gpt2-large, gpt2-xl, mini, or a folder"
     ):

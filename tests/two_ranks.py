@@ -1,4 +1,4 @@
-"""What test_ranks.py lets torchrun run in two processes: what only a program of several ranks can see of ranks.py.
+"""What test_ranks.py runs in two processes: what only a program of several ranks can test of harness/ranks.py.
 
     torchrun --nproc_per_node 2 two_ranks.py WORLD DATA OUT
 
@@ -44,7 +44,7 @@ def settings(name: str, **changes) -> Settings:
     return Settings(mode="finetune", lr=1e-3, **places, **short | changes)
 
 
-def shares_and_meetings(me: int) -> None:
+def shards_and_collectives(me: int) -> None:
     assert ranks.size() == 2
     assert ranks.shard([5, 6, 7]) == ([5, 7] if me == 0 else [6])
     assert list(ranks.shard(range(0, 4, 4))) == ([0] if me == 0 else [])
@@ -57,9 +57,8 @@ def sums_of_gradients(me: int) -> None:
     layer = torch.nn.Linear(2, 1)
     if me == 0:  # rank 1 has no examples
         (3 * layer(torch.ones(1, 2))).sum().backward()
-    loss = torch.tensor(2.0 + me)
-    ranks.sum_gradients(layer.parameters(), loss)
-    assert loss == 5 and layer.weight.grad.tolist() == [[3, 3]] and layer.bias.grad.tolist() == [3]
+    ranks.sum_gradients(torch.optim.SGD(layer.parameters()))
+    assert layer.weight.grad.tolist() == [[3, 3]] and layer.bias.grad.tolist() == [3]
 
 
 def noise(me: int) -> None:
@@ -125,7 +124,7 @@ def fail_at_rank_1() -> None:
 @ranks.distributed
 def main() -> None:
     me = ranks.rank()
-    shares_and_meetings(me)
+    shards_and_collectives(me)
     sums_of_gradients(me)
     noise(me)
     a_killed_and_stopped_run_with_dropout(me)

@@ -1,20 +1,23 @@
-"""Writes the sample data: tables about restaurants that do not exist, and several short texts for each.
+"""Writes the sample data: tables about fictional restaurants, and several short texts for each.
 
     python mini/restaurants/generate.py [--out FOLDER] [--seed N]
 
-Without flags it rewrites the train.csv, valid.csv and test.csv beside it, byte for byte. They have the form of E2E's official
-release (columns mr and ref); tables and sentences were made up for this repository.
+Without flags it rewrites train.csv, valid.csv and test.csv in this folder, byte for byte. They have the format of E2E's
+official release (columns mr and ref); the tables and sentences were made up for this repository.
 
-A text is made in the steps of Reiter & Dale, Building Natural Language Generation Systems (2000):
+A text is generated in the steps of Reiter & Dale, Building Natural Language Generation Systems (2000):
 
-    facts into sentences   text, opening, follow_up   "{name} is {a np}." and then "it {does}."
-    aggregation            predicate, join            "is cheap" + "is not meant for families" -> "is cheap but not meant for families"
-    reference              follow_up                  "The Salty Heron", "it", "the pub"
-    words                  lexicon.py                 "serves Thai dishes", "a pub serving Thai dishes", "the dishes are Thai"
+    sentence planning    text, opening, follow_up   "{name} is {a np}." and then "it {does}."
+    aggregation          predicate, join            "is cheap" + "is not meant for families"
+                                                    -> "is cheap but not meant for families"
+    reference            follow_up                  "The Salty Heron", "it", "the pub"
+    lexical choice       lexicon.py                 "serves Thai dishes", "a pub serving Thai dishes",
+                                                    "the dishes are Thai"
 
-`Writer.left` lists what is still to be said: whatever says a field takes it from there, and the text ends when nothing is left.
-So no value is forgotten and none is said twice (only "the pub" may stand for the name later on). Nothing is planned ahead. A
-choice that does not work out, such as a sentence about food that was named before, raises Unsayable, and the text is begun anew.
+`Writer.left` lists the fields that the text has not stated yet. A phrase that states a field removes it from the
+list, and the text ends when the list is empty. So every value is stated exactly once (only "the pub" may later refer
+to the name). Nothing is planned ahead. A choice that fails, for example a sentence about food that has been stated
+already, raises Unsayable, and the text starts over.
 """
 
 import argparse
@@ -47,25 +50,25 @@ from lexicon import (  # noqa: E402
     WISHES,
 )  # fmt: skip
 
-from harness.files import exit_on_input_error, write_atomic  # noqa: E402 (found through the line above, as is the next)
+from harness.files import exit_on_input_error, write_atomic  # noqa: E402
 
-SEED = 4  # one by which no sentence, and no eight words in a row, happen to be E2E's (README.md)
+SEED = 4  # with this seed no sentence, and no eight words in a row, coincide with E2E's (README.md)
 
 
 class Unsayable(Exception):
-    """A sentence wants a fact that is not there or was said already."""
+    """A sentence needs a fact that the table lacks or the text has stated already."""
 
 
 # ----------------------------------------------------------------------------- grammar
 
 
 class Clause(NamedTuple):
-    """A predicate in its two forms: verb and rest behind a subject, `behind` behind a noun. mood: 1 praise, -1 blame, 0 neither."""
+    """A predicate in two forms: verb + rest follow a subject, `modifier` follows a noun."""
 
     verb: str
     rest: str
-    behind: str
-    mood: int
+    modifier: str
+    mood: int  # 1 praise, -1 blame, 0 neither
 
 
 def listed(parts: list[str]) -> str:
@@ -74,8 +77,11 @@ def listed(parts: list[str]) -> str:
 
 
 def join(clauses: list[Clause]) -> str:
-    """Several clauses as one predicate. Blame follows praise with a "but"; all else is listed. Of two clauses with the same verb
-    the second loses it: "is cheap but not family-friendly"."""
+    """Several clauses as one predicate.
+
+    "but" joins blame to praise; otherwise the clauses are listed. Of two clauses with the same verb the second loses
+    it: "is cheap but not family-friendly".
+    """
     blame = [clause for clause in clauses if clause.mood < 0]
     contrast = blame and any(clause.mood > 0 for clause in clauses)
     if contrast:
@@ -86,17 +92,17 @@ def join(clauses: list[Clause]) -> str:
 
 
 def with_article(noun: str) -> str:
-    """a or an, by the first letter, which is right for all words here (there is no "hour" and no "unique")."""
+    """a or an, by the first letter. This is right for all words here (there is no "hour" and no "unique")."""
     return f"{'an' if noun[0].lower() in 'aeiou' else 'a'} {noun}"
 
 
 class Writer:
-    """One text for one table; `left` are the fields that it has not said yet."""
+    """One text for one table; `left` are the fields that it has not stated yet."""
 
     def __init__(self, table: dict[str, str], rng: random.Random):
         self.table, self.rng = table, rng
         self.left = [field for field in table if field != "name"]
-        self.meals = self.chance(0.5)  # whether food and price, where both are left, are said together
+        self.meals = self.chance(0.5)  # state food and price together, if both are left
 
     def chance(self, p: float) -> bool:
         return self.rng.random() < p
@@ -104,7 +110,7 @@ class Writer:
     # ------------------------------------------------------------------------- facts
 
     def facts(self) -> list[str]:
-        """What predicates can say of what is left, in random order (the type is said by a noun)."""
+        """The facts left that a predicate can state, in random order (a noun states the type)."""
         facts = [fact for fact in ("food", "price", "rating", "family") if fact in self.left]
         if self.meals and facts[:2] == ["food", "price"]:
             facts[:2] = ["meal"]
@@ -114,7 +120,7 @@ class Writer:
         return facts
 
     def kind(self, fact: str) -> str:
-        """The key under which the lexicon has the words for a fact."""
+        """The lexicon's key for a fact."""
         value = self.table.get("price" if fact == "meal" else fact, "")
         if fact in ("price", "meal"):
             return f"{fact} {'pounds' if '£' in value else value}"
@@ -128,13 +134,13 @@ class Writer:
         return (self.table.get(fact) in GOOD.get(fact, ())) - (self.table.get(fact) in BAD.get(fact, ()))
 
     def wanted(self, fact: str) -> bool:
-        """Whether someone may look for this: nobody asks for high prices, or for an average rating."""
+        """Would someone look for this? Nobody asks for high prices or an average rating."""
         return self.mood(fact) > 0 or self.mood(fact) == 0 and fact != "rating"
 
     def take(self, fact: str) -> None:
-        """Count a fact as said."""
+        """Mark a fact as stated."""
         fields = {"meal": ("food", "price"), "place": ("area", "near")}.get(fact, (fact,))
-        enough = any if fact == "place" else all  # area or near alone make a place
+        enough = any if fact == "place" else all  # area or near alone is enough for a place
         if not enough(field in self.left for field in fields):
             raise Unsayable(fact)
         self.left = [field for field in self.left if field not in fields]
@@ -142,7 +148,7 @@ class Writer:
     # ------------------------------------------------------------------------- sentences
 
     def text(self) -> str:
-        """One to three sentences that say the whole table."""
+        """One to three sentences that state the whole table."""
         sentences = [self.opening()]
         while self.left:
             if len(sentences) == 3:
@@ -160,7 +166,7 @@ class Writer:
         return self.fill(pattern)
 
     def follow_up(self, before: str) -> str:
-        """A further sentence: about "it" or "the pub", or in words of its own."""
+        """A further sentence, about "it" or "the pub" or with a subject of its own."""
         if "type" in self.left and self.chance(0.5):
             return self.fill("this is {a noun} that {does}.")
         subject = "it"
@@ -174,11 +180,11 @@ class Writer:
         return f"{subject} {self.predicate(facts)}."
 
     def fill(self, pattern: str) -> str:
-        """Put words into the slots of a pattern, from left to right."""
+        """Fill the slots of a pattern, from left to right."""
         return re.sub(r"\{(.+?)\}", lambda slot: self.slot(slot[1]), pattern)
 
     def slot(self, name: str) -> str:
-        """What stands in a slot: a value, or what the method of this name makes."""
+        """The text for a slot: a value of the table, or the result of the method of this name."""
         if name.startswith("a "):
             return with_article(self.slot(name[2:]))
         return self.table[name] if name in self.table else getattr(self, name)()
@@ -187,19 +193,19 @@ class Writer:
 
     def say(self, fact: str, phrases) -> str:
         """A fact in one of several wordings."""
-        if fact != "place":  # which the slot {place} takes
+        if fact != "place":  # the slot {place} takes it
             self.take(fact)
         return self.fill(self.rng.choice(phrases))
 
     def clause(self, fact: str, said: Sequence[Clause] = ()) -> Clause:
-        """A predicate that says a fact, if possible with a verb that those before it do not have."""
+        """A predicate that states a fact, if possible with a verb that the earlier ones do not have."""
         phrases = VERBS[self.kind(fact)]
         others = [phrase for phrase in phrases if phrase.split()[0] not in [clause.verb for clause in said]]
         verb, form, rest = re.fullmatch(r"(\w+) \((.*)\) (.*)", self.say(fact, others or phrases)).groups()
         return Clause(verb, rest, f"{form} {rest}".strip(), self.mood(fact))
 
     def predicate(self, facts: list[str]) -> str:
-        """One or several facts behind a subject: "serves Thai food and has moderate prices"."""
+        """One or several facts after a subject: "serves Thai food and has moderate prices"."""
         clauses: list[Clause] = []
         for fact in facts:
             clauses.append(self.clause(fact, clauses))
@@ -217,7 +223,7 @@ class Writer:
         return self.predicate([fact for fact in self.facts() if self.mood(fact) < 0][:1])
 
     def having(self) -> str:
-        """What may stand behind "with": "low ratings from its guests and meals for £20-30"."""
+        """A noun phrase that may follow "with": "low ratings from its guests and meals for £20-30"."""
         facts = [fact for fact in self.facts() if fact in ("price", "rating")]
         clauses = [self.clause(fact) for fact in facts[: self.rng.choice((1, 1, 2))]]
         if not clauses or not all(clause.verb == "has" for clause in clauses):
@@ -258,33 +264,33 @@ class Writer:
             noun = f"{self.table['area']} {noun}"
         return f"{', '.join(words)} {noun}".strip()
 
-    def behind(self, facts: list[str]) -> str:
-        """What stands behind a noun: " serving Thai food", " where families are welcome", " that ... and ..."."""
+    def modifier(self, facts: list[str]) -> str:
+        """The modifier after a noun: " serving Thai food", " where families are welcome", " that ... and ..."."""
         if not facts:
             return ""
         if len(facts) > 1:
             return f" that {self.predicate(facts)}"
         where = WHERE.get(self.kind(facts[0]))
-        return (
-            f" where {self.say(facts[0], where)}" if where and self.chance(0.3) else f" {self.clause(facts[0]).behind}"
-        )
+        if where and self.chance(0.3):
+            return f" where {self.say(facts[0], where)}"
+        return f" {self.clause(facts[0]).modifier}"
 
     def np(self, wish: bool = False) -> str:
-        """A noun phrase: "cheap pub near Hollins Park serving Thai food". It says more than the type."""
+        """A noun phrase: "cheap pub near Hollins Park serving Thai food". It states more than the type."""
         before = set(self.left) - {"type"}
         text = self.noun(wish)
         if "place" in self.facts() and self.chance(0.55):
             text += f" {self.place()}"
         facts = [fact for fact in self.facts() if fact != "place" and (self.wanted(fact) or not wish)]
-        behind = self.behind(facts[: self.rng.choice((0, 0, 0, 1, 1, 1, 2))])
-        if "near" in before - set(self.left) and not re.match("$| (with|serving|offering) ", behind):
+        modifier = self.modifier(facts[: self.rng.choice((0, 0, 0, 1, 1, 1, 2))])
+        if "near" in before - set(self.left) and not re.match("$| (with|serving|offering) ", modifier):
             raise Unsayable("it would be the park that gets 3 out of 5")
         if before <= set(self.left) and not wish:
             raise Unsayable("a pub, and no more")
-        return text + behind
+        return text + modifier
 
     def wish(self) -> str:
-        """What someone may be looking for: "cheap Thai food near Hollins Park", "a family-friendly pub"."""
+        """What someone may look for: "cheap Thai food near Hollins Park", "a family-friendly pub"."""
         food = [fact for fact in self.facts() if self.kind(fact) in WISHES]
         if not food or self.chance(0.5):
             thing = self.np(wish=True)
@@ -294,7 +300,7 @@ class Writer:
 
 
 def write_text(table: dict[str, str], rng: random.Random) -> str:
-    """A text for a table: the first attempt that works out."""
+    """A text for a table: the first attempt that succeeds."""
     while True:
         try:
             return Writer(table, rng).text()
@@ -306,21 +312,17 @@ def write_text(table: dict[str, str], rng: random.Random) -> str:
 
 
 def draw_names(rng: random.Random, part: int) -> list[str]:
-    """Names made of the common words (part 0) or of those kept back (part 1), shuffled."""
+    """Names made of the common words (part 0) or the reserved ones (part 1), shuffled."""
     adjectives, nouns, owners = (words.split(" | ")[part].split() for words in (ADJECTIVES, NOUNS, OWNERS))
     names = [f"The {adjective} {noun}" for adjective in adjectives for noun in rng.sample(nouns, 2)]
     names += [f"{noun} & {other}" for noun in nouns for other in rng.sample(nouns, 2) if other != noun]
-    names += (
-        [f"{owner}'s" for owner in owners]
-        + [f"{owner} House" for owner in owners]
-        + [f"Chez {owner}" for owner in owners]
-    )
+    names += [pattern.format(owner) for pattern in ("{}'s", "{} House", "Chez {}") for owner in owners]
     rng.shuffle(names)
     return names
 
 
 def draw_table(rng: random.Random, name: str) -> dict[str, str]:
-    """Three to eight fields, the fewer the more often; most tables have a type."""
+    """Three to eight fields, small tables more often; most tables have a type."""
     count = rng.choices(range(2, 8), weights=(36, 31, 18, 8, 5, 2))[0]  # besides the name
     fields = rng.sample(list(VALUES), count)
     if "type" not in fields and rng.random() < 0.5:
@@ -331,7 +333,11 @@ def draw_table(rng: random.Random, name: str) -> dict[str, str]:
 def draw_split(
     rng: random.Random, names: list[str], tables: int, texts: dict[int, int], seen: set
 ) -> list[tuple[str, str]]:
-    """Rows (table, text): as many tables, none of them in `seen`, each with several different texts (number of them: its weight)."""
+    """Rows (table, text).
+
+    tables  number of tables; none of them is in `seen`
+    texts   {number of different texts for a table: weight}
+    """
     rows = []
     while tables:
         table = draw_table(rng, names[tables % len(names)])
@@ -350,31 +356,26 @@ def draw_split(
 
 
 def generate(seed: int) -> dict[str, list[tuple[str, str]]]:
-    """The rows of the three files. A third of the validation and test tables have names that stand nowhere else."""
+    """The rows of the three files. A third of the validation and test tables have names that occur in no other file."""
     rng = random.Random(seed)
     names, new = draw_names(rng, 0), draw_names(rng, 1)
     seen: set = set()
-    return {
-        "train": draw_split(rng, names, 600, {3: 2, 4: 1}, seen),
-        "valid": draw_split(rng, names, 40, {4: 3, 5: 2, 6: 1}, seen)
-        + draw_split(rng, new[:10], 20, {4: 3, 5: 2, 6: 1}, seen),
-        "test": draw_split(rng, names, 54, {5: 4, 6: 3, 7: 2, 8: 1}, seen)
-        + draw_split(rng, new[10:], 27, {5: 4, 6: 3, 7: 2, 8: 1}, seen),
-    }
+    train = draw_split(rng, names, 600, {3: 2, 4: 1}, seen)
+    texts = {4: 3, 5: 2, 6: 1}
+    valid = draw_split(rng, names, 40, texts, seen) + draw_split(rng, new[:10], 20, texts, seen)
+    texts = {5: 4, 6: 3, 7: 2, 8: 1}
+    test = draw_split(rng, names, 54, texts, seen) + draw_split(rng, new[10:], 27, texts, seen)
+    return {"train": train, "valid": valid, "test": test}
 
 
 @exit_on_input_error
 def main() -> None:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument(
-        "--out", type=Path, default=HERE, metavar="FOLDER", help="where train.csv, valid.csv and test.csv go"
-    )
-    parser.add_argument(
-        "--seed",
-        type=int,
-        default=SEED,
-        help=f"other tables, names and texts (default: {SEED}, the files that are here)",
-    )
+    out_help = "folder for train.csv, valid.csv and test.csv (default: the generator's own)"
+    parser.add_argument("--out", type=Path, default=HERE, metavar="FOLDER", help=out_help)
+    seed_help = f"other tables, names and texts (default: {SEED}, that of the committed files)"
+    parser.add_argument("--seed", type=int, default=SEED, help=seed_help)
     args = parser.parse_args()
     for split, rows in generate(args.seed).items():
         with write_atomic(args.out / f"{split}.csv") as file:

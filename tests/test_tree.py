@@ -1,10 +1,14 @@
-"""The cache of beam search: beams share what they have in common, and each sees its own past alone."""
+"""BeamTree: beams share the entries that they have in common, and each sees only its own past."""
 
 import pytest
 import torch
 from tiny import lively
 
-from beam import BeamCache, beam_search, largest
+from beam import beam_search
+from fast import NextWords
+from fast.decoding import hidden_states
+from fast.prepacked import largest
+from fast.tree import BeamTree
 from gpt2 import GPT2, GPT2Config
 from prefix import MODES
 
@@ -21,6 +25,11 @@ def make(mode: str | None, seed: int) -> GPT2:
     return model
 
 
+def read(model: GPT2, tokens: torch.Tensor, tree: BeamTree, positions=None, mask=None) -> torch.Tensor:
+    """Logits [B, T, V] of tokens that are added to the tree."""
+    return model.logits(hidden_states(model, tokens, tree, positions, mask))
+
+
 def random_prompts(lengths: tuple[int, ...], seed: int) -> list[list[int]]:
     """Prompts as the data have them: the last token is the separator."""
     generator = torch.Generator().manual_seed(seed)
@@ -33,31 +42,27 @@ def random_prompts(lengths: tuple[int, ...], seed: int) -> list[list[int]]:
 def test_beams_that_branch_die_and_leave_go_on_as_if_each_were_read_anew(mode, lengths):
     """Beams drawn at random. Beside each step: the prompt and what this beam has read, without a cache."""
     model, prompts, generator = make(mode, 0), random_prompts(lengths, 1), torch.Generator().manual_seed(2)
-    S, cache = max(lengths), BeamCache(room=3 * 12)
-    model(torch.tensor([prompt + [END] * (S - len(prompt)) for prompt in prompts]), cache=cache)
-    real = torch.ones(3, cache.length, dtype=torch.bool)
+    S, tree = max(lengths), BeamTree(room=3 * 12)
+    read(model, torch.tensor([prompt + [END] * (S - len(prompt)) for prompt in prompts]), tree)
+    real = torch.ones(3, tree.length, dtype=torch.bool)
     for row, n in zip(real, lengths):
-        row[cache.length - S + n :] = False
+        row[tree.length - S + n :] = False
     prompt_of, texts = [0, 1, 2], [[[]]] * 3
     for step in range(12):
         going_on = {4: [0, 2], 8: [1]}.get(step, list(range(len(prompt_of))))
-        beams = torch.randint(
-            0, len(texts[0]), (len(going_on), 3), generator=generator
-        )  # of one beam at first, then of three
+        n_beams = len(texts[0])  # one at first, then three
+        beams = torch.randint(0, n_beams, (len(going_on), 3), generator=generator)
         tokens = torch.randint(0, END, beams.shape, generator=generator)
         prompt_of, real = [prompt_of[b] for b in going_on], real[going_on]
         texts = [
             [texts[b][k] + [t] for k, t in zip(*rows)] for b, *rows in zip(going_on, beams.tolist(), tokens.tolist())
         ]
-        cache.branch(torch.tensor(going_on), beams)
+        tree.branch(torch.tensor(going_on), beams)
         R = tokens.numel()
-        mask = torch.cat([real.repeat_interleave(3, 0), torch.ones(R, step + 1, dtype=torch.bool)], dim=1)[
-            :, None, None
-        ]
+        produced = torch.ones(R, step + 1, dtype=torch.bool)
+        mask = torch.cat([real.repeat_interleave(3, 0), produced], dim=1)[:, None, None]
         positions = torch.tensor([[lengths[b] + step] for b in prompt_of]).repeat_interleave(3, 0)
-        found = model(tokens.view(R, 1), cache=cache, positions=positions, mask=None if real.all() else mask)[
-            :, 0
-        ]  # [R, V]
+        found = read(model, tokens.view(R, 1), tree, positions, None if real.all() else mask)[:, 0]  # [R, V]
         anew = [
             model(torch.tensor([prompts[b] + text]))[0, -1]
             for b, of_prompt in zip(prompt_of, texts)
@@ -69,19 +74,18 @@ def test_beams_that_branch_die_and_leave_go_on_as_if_each_were_read_anew(mode, l
 @torch.no_grad()
 def test_a_prompt_takes_no_more_memory_with_more_beams_and_nothing_is_copied_when_beams_change_places():
     model, prompts = make("prefix", 0), random_prompts((30, 30), 1)
-    cache = BeamCache(room=8 * 2)
-    model(torch.tensor(prompts), cache=cache)
-    memory = cache.layers[0][0]
+    tree = BeamTree(room=8 * 2)
+    read(model, torch.tensor(prompts), tree)
+    memory = tree.layers[0][0]
     assert memory.shape == (2, CONFIG.n_head, 4 + 30 + 8 * 2, 16)  # the prefix, the prompt, 8 beams of 2 tokens
     for step, beams in enumerate(([0] * 8, [7, 6, 5, 4, 3, 2, 1, 0], [7, 6, 5, 4, 3, 2, 1, 0])):  # none dies
-        written = memory[:, :, : cache.length].clone()
-        cache.branch(torch.tensor([0, 1]), torch.tensor([beams, beams]))
-        model(torch.zeros(16, 1, dtype=torch.long), cache=cache, positions=torch.full((16, 1), 30 + step))
-        assert cache.length == 4 + 30 + 8 * (step + 1) and (cache.layers[0][0] is memory) == (step < 2)
-        assert torch.equal(cache.layers[0][0][:, :, : written.size(2)], written)
-    assert {x.shape[2] for layer in cache.layers for x in layer} == {
-        58 + 58 // 2
-    }  # taken anew when there was too little, half as large again
+        written = memory[:, :, : tree.length].clone()
+        tree.branch(torch.tensor([0, 1]), torch.tensor([beams, beams]))
+        read(model, torch.zeros(16, 1, dtype=torch.long), tree, positions=torch.full((16, 1), 30 + step))
+        assert tree.length == 4 + 30 + 8 * (step + 1) and (tree.layers[0][0] is memory) == (step < 2)
+        assert torch.equal(tree.layers[0][0][:, :, : written.size(2)], written)
+    # Reallocated when it was too small, with half as many entries again.
+    assert {x.shape[2] for layer in tree.layers for x in layer} == {58 + 58 // 2}
 
 
 def spelled_out(model: GPT2, prompt: list[int], K: int, max_new: int) -> tuple[list[int], int]:
@@ -115,7 +119,8 @@ def test_the_beams_of_random_models_are_those_of_the_search_spelled_out(mode):
         prompts = random_prompts((4, 11, 7, 7, 2), seed)
         for K, max_new in ((5, 12), (3, 12), (1, 12), (4, 1)):
             expected = [spelled_out(model, prompt, K, max_new) for prompt in prompts]
-            assert beam_search(model, prompts, END, K, max_new, "none") == [ids for ids, _ in expected], (seed, K)
+            found = beam_search(model, prompts, END, K, max_new, "none", next_words=NextWords)
+            assert found == [ids for ids, _ in expected], (seed, K)
             steps |= {n for _, n in expected if K > 1}
     assert len(steps) > 5  # so they did leave the batch one after the other
 
@@ -126,11 +131,11 @@ def test_in_bf16_the_shared_cache_is_as_near_to_fp32_as_reading_anew():
     exact = model(torch.cat([torch.tensor([prompt] * 4), tokens], dim=1))[:, -1]
     with torch.autocast("cpu", torch.bfloat16):
         anew = model(torch.cat([torch.tensor([prompt] * 4), tokens], dim=1))[:, -1]
-        cache = BeamCache(room=4)
-        model(torch.tensor([prompt]), cache=cache)
-        cache.branch(torch.tensor([0]), torch.zeros(1, 4, dtype=torch.long))
-        shared = model(tokens, cache=cache, positions=torch.full((4, 1), 12))[:, 0]
-    assert cache.layers[0][0].dtype == torch.bfloat16 and shared.dtype == torch.float32
+        tree = BeamTree(room=4)
+        read(model, torch.tensor([prompt]), tree)
+        tree.branch(torch.tensor([0]), torch.zeros(1, 4, dtype=torch.long))
+        shared = read(model, tokens, tree, positions=torch.full((4, 1), 12))[:, 0]
+    assert tree.layers[0][0].dtype == torch.bfloat16 and shared.dtype == torch.float32
     assert (shared - exact).abs().max() < 2 * (anew - exact).abs().max()
 
 
@@ -144,14 +149,14 @@ def test_leaves_take_the_places_of_dead_branches_and_what_is_left_says_the_same(
         (torch.zeros(8, dtype=torch.long), S + (steps - 1) + 8),
         (torch.arange(8), S + steps * 8),
     ):
-        cache, texts = BeamCache(room=8 * steps), [[[]] * 8, [[]] * 8]
-        model(torch.tensor([prompt + [END] * (9 - len(prompt)) for prompt in prompts]), cache=cache)
+        tree, texts = BeamTree(room=8 * steps), [[[]] * 8, [[]] * 8]
+        read(model, torch.tensor([prompt + [END] * (9 - len(prompt)) for prompt in prompts]), tree)
         real = torch.ones(2, S, dtype=torch.bool)
         real[0, 4 + 5 :] = False
         for step in range(steps):
             tokens = (torch.arange(8) + torch.tensor([[step], [2 * step + 1]])) % END  # [2, 8]
             beams = torch.stack([torch.zeros(8, dtype=torch.long), of_second if step else 0 * of_second])
-            cache.branch(torch.tensor([0, 1]), beams)
+            tree.branch(torch.tensor([0, 1]), beams)
             texts = [
                 [texts[b][k] + [t] for k, t in zip(*row)] for b, row in enumerate(zip(beams.tolist(), tokens.tolist()))
             ]
@@ -159,11 +164,11 @@ def test_leaves_take_the_places_of_dead_branches_and_what_is_left_says_the_same(
                 :, None, None
             ]
             positions = torch.tensor([[n + step] for n in lengths]).repeat_interleave(8, 0)
-            found = model(tokens.view(16, 1), cache=cache, positions=positions, mask=mask)[:, 0].unflatten(0, (2, 8))
+            found = read(model, tokens.view(16, 1), tree, positions=positions, mask=mask)[:, 0].unflatten(0, (2, 8))
             for b in range(2):
                 anew = [model(torch.tensor([prompts[b] + text]))[0, -1] for text in texts[b]]
                 torch.testing.assert_close(found[b], torch.stack(anew), atol=1e-4, rtol=0)
-        assert cache.length == largest_tree  # and no place more
+        assert tree.length == largest_tree  # and no entry more
 
 
 @torch.no_grad()
@@ -172,12 +177,12 @@ def test_a_tree_that_needs_no_place_sees_nothing_in_it(monkeypatch, room):
     """One tree grows, the other does not: whatever stood in that memory before, NaN too, is not seen."""
     model, prompts = make(None, 5), random_prompts((5, 5), 4)
     monkeypatch.setattr(torch.Tensor, "new_empty", lambda x, *shape: x.new_full(shape, torch.nan))
-    cache = BeamCache(room)
-    model(torch.tensor(prompts), cache=cache)
+    tree = BeamTree(room)
+    read(model, torch.tensor(prompts), tree)
     for step in range(4):
-        cache.branch(torch.tensor([0, 1]), torch.tensor([[0, 0, 0], [0, 1, 2] if step else [0, 0, 0]]))
+        tree.branch(torch.tensor([0, 1]), torch.tensor([[0, 0, 0], [0, 1, 2] if step else [0, 0, 0]]))
         assert (
-            model(torch.ones(6, 1, dtype=torch.long), cache=cache, positions=torch.full((6, 1), 5 + step))
+            read(model, torch.ones(6, 1, dtype=torch.long), tree, positions=torch.full((6, 1), 5 + step))
             .isfinite()
             .all()
         )
