@@ -115,7 +115,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(allow_abbrev=False, description="Run the poster's experiment and report on it.")
     add_common_flags(parser)
     parser.add_argument(
-        "--only", nargs="+", metavar="PATTERN", help="names of runs or cells, wildcards * and ?, e.g. 'prefix*' finetune"
+        "--only", nargs="+", metavar="PATTERN", help="names of runs or cells, wildcards * and ?: 'prefix*' finetune"
     )
     seeds_help = f"of the repeated cells; the others use the first (default: {' '.join(map(str, SEEDS))})"
     parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS), help=seeds_help)

@@ -54,7 +54,7 @@ def positions_of(labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     there counts as padding. N is rounded up to a multiple of SHAPE_MULTIPLE with some of it, as far as there is any.
     """
     is_label = labels != -100
-    is_real = is_label.flip(1).cummax(1).values.flip(1).flatten()  # up to the row's last label
+    is_real = (is_label.flip(1).cumsum(1) > 0).flip(1).flatten()  # up to the row's last label
     padding = ~is_real
     fill = padding & (padding.cumsum(0) <= -is_real.sum() % SHAPE_MULTIPLE)
     scored = F.pad(is_label[:, 1:], (0, 1)).flatten()  # the label of t + 1 is predicted at t

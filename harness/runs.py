@@ -147,8 +147,8 @@ def check_context(
     if need > config.n_positions:
         raise InputError(
             f"the table {shorten(source)}, {longest} tokens, {max_new_tokens} new ones and the prefix need {need}"
-            f" positions, but the model has {config.n_positions}: lower --max_new_tokens or --prefix_len, or shorten the"
-            " table"
+            f" positions, but the model has {config.n_positions}: lower --max_new_tokens or --prefix_len, or"
+            " shorten the table"
         )
     if 2 * beam_size > config.vocab_size - 2:  # two candidates a beam; two newline tokens are banned
         raise InputError(f"--beam_size {beam_size} is too large for {config.vocab_size} tokens: lower it")

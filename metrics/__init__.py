@@ -4,15 +4,15 @@
     >>> {key: round(value, 4) for key, value in scores.items() if key != "METEOR"}
     {'BLEU': 0.4088, 'NIST': 2.9374, 'NIST_perl': 2.9374, 'ROUGE_L': 0.8027, 'CIDEr': 3.4598}
 
-(METEOR is left out of the example because it needs tables that may not be here; see `unavailable`.)
+(The example leaves METEOR out because its tables may not be installed; see `unavailable`.)
 
-Where to read on, in the order the text goes through:
+What to read next, in the order in which a text is processed:
 
-    read.py     the files outputs and references come in
+    read.py     reads files of outputs and references
     mteval.py   tokens for BLEU and NIST       -> ngrams.py -> bleu.py, nist.py
     ptb.py      tokens for the other three     -> meteor.py, rouge.py, cider.py
 
-Left out: this file computes nothing itself; each number's formula stands at the head of its file.
+Left out: the formulas. Each is in the docstring of its file.
 """
 
 import gc
@@ -20,7 +20,7 @@ from contextlib import contextmanager
 
 from metrics import bleu, cider, meteor, mteval, ngrams, nist, ptb, rouge
 
-# Raised whenever a change makes any number of any input differ, so that a printed signature dates a score.
+# Increased whenever a change alters any score of any input, so that a printed signature identifies the scorer.
 VERSION = "1.0"
 
 CORPUS_KEYS = ("BLEU", "NIST", "NIST_perl", "METEOR", "ROUGE_L", "CIDEr")
@@ -30,17 +30,18 @@ SEGMENT_KEYS = ("BLEU", "sentBLEU", "NIST", "METEOR", "ROUGE_L", "CIDEr")  # the
 def score(hypotheses: list[str], references: list[list[str]], per_segment: bool = False) -> dict:
     """Score system outputs against references.
 
-    hypotheses: N texts, untokenised or tokenised, any Unicode, possibly empty.
-    references: N lists of one or more texts; lists may differ in length.
+    hypotheses: N texts, raw or tokenised, any Unicode, possibly empty.
+    references: N lists of one or more texts; the lists may differ in length.
 
     Returns corpus scores on the reference scorer's scale, keys CORPUS_KEYS:
         BLEU, METEOR, ROUGE_L   0..1
         NIST, NIST_perl         0 upwards (the two length penalties of metrics/nist.py)
         CIDEr                   0..10, and 0 for a single segment, which has no document frequencies
-    METEOR is absent when its tables are (then `unavailable()` says why).
+    METEOR is absent when its tables are not installed; `unavailable()` then says why.
 
     With per_segment=True returns {"corpus": those scores, "segments": [N dicts with SEGMENT_KEYS]}:
-    BLEU and NIST of a segment by itself, sentBLEU the smoothed BLEU, and the segment's part of the rest.
+    BLEU and NIST of the segment scored as a corpus of one, sentBLEU the smoothed BLEU, and for METEOR, ROUGE_L
+    and CIDEr the segment's own score.
 
     Raises ValueError for no hypotheses, lists of different lengths, or a segment without references.
     """
@@ -61,13 +62,13 @@ def score(hypotheses: list[str], references: list[list[str]], per_segment: bool 
 
 
 def unavailable() -> dict[str, str]:
-    """The scores that cannot be computed here, each with one line saying why and what to do; {} when all can."""
+    """Each score that cannot be computed, with one line that says why and what to do; {} if all can."""
     reason = meteor.available()
     return {} if reason is None else {"METEOR": reason}
 
 
 def signature() -> str:
-    """One line that says how the numbers were made, to be printed with them."""
+    """One line that states how the scores are computed, to print with them."""
     meteor_modules = "unavailable" if unavailable() else "1.5,en,norm,exact+stem+synonym+paraphrase"
     return "|".join(
         (
@@ -91,7 +92,7 @@ def _check(hypotheses: list[str], references: list[list[str]]) -> None:
             f"{len(hypotheses)} hypotheses but {len(references)} reference lists; each hypothesis needs one list"
         )
     for index, segment_references in enumerate(references):
-        # A bare string is the likeliest slip, and would be scored as a list of letters.
+        # A bare string is the most likely mistake; it would be scored as a list of letters.
         if isinstance(segment_references, str):
             raise ValueError(f"references[{index}] is a string; give a list of strings, even for one reference")
         if not segment_references:
@@ -99,7 +100,7 @@ def _check(hypotheses: list[str], references: list[list[str]]) -> None:
 
 
 def _score_words(hypotheses: list[str], references: list[list[str]], per_segment: bool) -> tuple[dict, dict]:
-    """BLEU and NIST: the corpus scores, and where asked {key: one value a segment}."""
+    """BLEU and NIST: (the corpus scores, {key: one value per segment}); the second is empty unless per_segment."""
     segments = [
         ngrams.segment(mteval.tokenize(hypothesis), [mteval.tokenize(reference) for reference in segment_references])
         for hypothesis, segment_references in zip(hypotheses, references)
@@ -120,9 +121,9 @@ def _score_words(hypotheses: list[str], references: list[list[str]], per_segment
 
 
 def _ptb_tokens(hypotheses: list[str], references: list[list[str]]) -> tuple[list[list[str]], list[list[list[str]]]]:
-    """Words for METEOR, ROUGE-L and CIDEr: of each hypothesis, and of each reference of each segment."""
-    # All hypotheses are tokenised as one text and all references as another, as the reference scorer does: a
-    # few of the tokeniser's rules look past the end of the line.
+    """Tokens for METEOR, ROUGE-L and CIDEr: (of each hypothesis, of each reference of each segment)."""
+    # As in the reference scorer, all hypotheses are tokenised as one text and all references as another: a few of
+    # the tokeniser's rules look past the end of a line.
     flat = [text for segment_references in references for text in segment_references]
     hypotheses_tokens = [ptb.without_punctuation(tokens) for tokens in ptb.tokenize_lines(hypotheses)]
     reference_tokens = iter([ptb.without_punctuation(tokens) for tokens in ptb.tokenize_lines(flat)])
@@ -132,7 +133,7 @@ def _ptb_tokens(hypotheses: list[str], references: list[list[str]]) -> tuple[lis
 def _as_perl(
     segments: list[ngrams.Segment], hypotheses: list[str], references: list[list[str]]
 ) -> list[ngrams.Segment]:
-    """The segments counted on the Perl script's tokens: the same, save where a text has capitals like É."""
+    """The segments counted on the Perl script's tokens, which differ only in texts with capitals like É."""
     perl_segments = []
     for segment, hypothesis, segment_references in zip(segments, hypotheses, references):
         if not all(mteval.tokenizers_agree(text) for text in [hypothesis, *segment_references]):
@@ -144,10 +145,10 @@ def _as_perl(
 
 @contextmanager
 def _without_garbage_collector():
-    """Switch Python's cycle collector off for a while.
+    """Switch Python's cyclic garbage collector off inside a `with` block.
 
-    Scoring makes millions of small tuples, none in a cycle. The collector would walk all of them again and
-    again for nothing: a tenth of the time.
+    Scoring makes millions of small tuples, none of them in a cycle. Walking them again and again costs a tenth of
+    the time and frees nothing.
     """
     was_on = gc.isenabled()
     gc.disable()

@@ -2,25 +2,25 @@
 
     BLEU = BP * (p1 * p2 * p3 * p4) ** (1/4)
 
-    p_n  = clipped n-gram matches / n-grams in the hypotheses, both summed over the whole
+    p_n  = clipped n-gram matches / n-grams in the hypotheses, each summed over the whole
            corpus before dividing (section 2.2)
     BP   = 1 if c > r, else exp(1 - r/c)                            (section 2.3)
     c    = hypothesis tokens;  r = sum over segments of the length of the reference
            closest in length to the hypothesis, the shorter of two equally close
 
-It is corpus BLEU: a mean of sentence scores would be another number.
+This is corpus BLEU, which differs from the mean of sentence scores.
 
-Nothing is smoothed, but as in the reference scorer (pymteval) a zero does not reach the logarithm:
-no match counts as 1e-15 matches, no n-gram as 1e-9 n-grams. So a segment without a
-4-gram match scores some 1e-4 and not 0, which a table of four decimals shows.
-`smoothing=1.0` adds one to both sides of every p_n: the "sentBLEU" column of the reference's
-per-segment table (BLEU+1; Lin and Och 2004 leave p_1 alone, the reference does not).
+Nothing is smoothed, but as in the reference scorer (pymteval) the logarithm never sees a zero:
+zero matches count as 1e-15 matches, zero n-grams as 1e-9 n-grams. So a segment without a
+4-gram match scores about 1e-4 instead of 0, which is visible at four decimals.
+`smoothing=1.0` adds one to the numerator and the denominator of every p_n: the "sentBLEU" column of the
+reference's per-segment table (BLEU+1; Lin and Och 2004 do not smooth p_1, the reference does).
 
 Where pymteval and mteval-v13a.pl differ we follow mteval, as sacrebleu does:
 pymteval counts -1 and -2 n-grams for a hypothesis shorter than n-1 tokens, so that a
-corpus of short answers can score above 1, and takes an empty hypothesis for one empty token.
-On corpora whose hypotheses all have three tokens or more the two are equal. Capitals are another matter:
-the tokens are the Python port's, so that "É" is "é", which to the Perl script it is not.
+corpus of short answers can score above 1, and treats an empty hypothesis as one empty token.
+On corpora whose hypotheses all have three tokens or more the two are equal. Lower-casing is the exception:
+we use the Python port's tokens, in which "É" becomes "é"; the Perl script leaves it.
 
 Left out: other tokenisers, mteval's own smoothing and its "shortest reference" length.
 
@@ -38,11 +38,11 @@ import math
 from metrics.ngrams import Segment, hypothesis_ngrams, segment  # noqa: F401 (segment: for the example above)
 
 MAX_ORDER = 4
-NO_MATCHES, NO_NGRAMS = 1e-15, 1e-9  # stand for zero on either side of a fraction, as in the reference
+NO_MATCHES, NO_NGRAMS = 1e-15, 1e-9  # replace a zero numerator and a zero denominator, as in the reference
 
 
 def bleu(segments: list[Segment], smoothing: float = 0.0) -> float:
-    """Corpus BLEU-4 in 0..1; pass a list of one segment for a sentence's.
+    """Corpus BLEU-4 in 0..1; pass a list of one segment for sentence BLEU.
 
     segments: from `metrics.ngrams.segment`, counted up to order 4 or more.
     smoothing: added to matches and n-grams of every order (1.0 gives sentBLEU).
@@ -63,7 +63,7 @@ def bleu(segments: list[Segment], smoothing: float = 0.0) -> float:
 
 
 def brevity_penalty(segments: list[Segment]) -> float:
-    """BP in 0..1: 1 when the hypotheses have at least as many tokens as their closest references."""
+    """BP in 0..1: 1 if the hypotheses have at least as many tokens as their closest references."""
     c = sum(seg.hypothesis_length for seg in segments)
     r = sum(closest_length(seg.hypothesis_length, seg.reference_lengths) for seg in segments)
     if c >= r:

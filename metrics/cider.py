@@ -1,7 +1,7 @@
 """CIDEr-D (Vedantam, Zitnick and Parikh 2015, "CIDEr: Consensus-based Image Description Evaluation").
 
-A text is a vector over n-grams, weighed by tf-idf: what every segment's references say counts for
-nothing, what only this one's say counts most (equation 1 there; "document" = one segment's references).
+A text is a vector of n-gram counts weighted by tf-idf (equation 1; a "document" is one segment's references).
+N-grams that occur in every segment's references weigh nothing, those of a single segment weigh most.
 
     g(w)    = count of w in the text * (ln N - ln max(1, df(w)))
     df(w)   = number of segments with w in any reference;   N = number of segments
@@ -9,8 +9,8 @@ nothing, what only this one's say counts most (equation 1 there; "document" = on
               * exp(-(l_hyp - l_ref)^2 / (2 * 6^2))
     CIDEr   = 10 * mean over references and over n = 1..4 of sim_n;     corpus: mean over segments
 
-The minimum (clipping) and the gaussian of the length difference are the "-D": they keep a
-hypothesis from winning by repeating good words (section 7 there). In the COCO scorer, and so here,
+The minimum (clipping) and the Gaussian of the length difference are the "-D": they keep a
+hypothesis from scoring higher by repeating good words (section 7). As in the COCO scorer,
 a text's length l is its number of *bigrams*, and counts are raw, not divided by the length.
 
 With a single segment ln N = 0 and every score is 0.
@@ -37,12 +37,12 @@ SIGMA = 6.0
 
 
 def cider(hypotheses_tokens: list[list[str]], references_tokens: list[list[list[str]]]) -> tuple[float, list[float]]:
-    """CIDEr-D in 0..10: (mean over segments, [one score a segment]).
+    """CIDEr-D in 0..10: (mean over segments, [one score per segment]).
 
     hypotheses_tokens: N lists of PTB tokens without punctuation (metrics/ptb.py).
-    references_tokens: N lists of one or more such lists.
+    references_tokens: N lists of one or more token lists.
     """
-    # N-grams are numbered as they come: everything below works on small integers, which Python compares fast.
+    # N-grams are numbered in order of appearance: small integers are hashed and compared faster than tuples.
     numbers: dict[Ngram, int] = defaultdict(itertools.count().__next__)
     hypotheses = [_count(tokens, numbers) for tokens in hypotheses_tokens]
     references = [[_count(tokens, numbers) for tokens in texts] for texts in references_tokens]
@@ -62,8 +62,8 @@ def cider(hypotheses_tokens: list[list[str]], references_tokens: list[list[list[
 
 
 def _count(tokens: list[str], numbers: dict[Ngram, int]) -> list[Counter]:
-    """One Counter an order 1..4: n-gram (as its number) -> occurrences."""
-    # Joined and split again because the scorer does: a PTB token may hold a no-break space ("1 1/2"), which splits.
+    """One Counter per order 1..4: n-gram (as its number) -> occurrences."""
+    # Joined and split again as in the scorer: a PTB token with a no-break space ("1 1/2") becomes two.
     tokens = " ".join(tokens).split()
     shifted = [tokens[start:] for start in range(MAX_ORDER)]
     return [Counter(map(numbers.__getitem__, zip(*shifted[:order]))) for order in range(1, MAX_ORDER + 1)]
@@ -72,9 +72,9 @@ def _count(tokens: list[str], numbers: dict[Ngram, int]) -> list[Counter]:
 def _similarity(
     vector: list[dict[int, float]], norms: list[float], bigrams: int, reference: list[Counter], idf: list[float]
 ) -> float:
-    """Mean over the orders of the clipped cosine, times the gaussian of the length difference: 0..1.
+    """Mean over the orders of the clipped cosine, times the Gaussian of the length difference: 0..1.
 
-    vector, norms: the hypothesis' weights and their norm, one entry an order; bigrams: how many it has.
+    vector, norms: the hypothesis's weights and their norm, one entry per order; bigrams: its number of bigrams.
     """
     cosines = 0.0
     for weights, norm, counts in zip(vector, norms, reference):

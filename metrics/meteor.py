@@ -4,37 +4,39 @@ Sources: Banerjee and Lavie 2005, "METEOR: An automatic metric for MT evaluation
 with human judgments"; Denkowski and Lavie 2014, "Meteor Universal", section 2, whose equations these are.
 
 The hypothesis h is aligned with a reference r, word by word or phrase by phrase (metrics/meteor_align.py).
-m_i(h_c), m_i(h_f) are the content and function words of h that module i's matches cover, |h_c| and |h_f| all
-of them; the same for r. Function words are listed ("the", "of", ...) and count a third of content words:
+m_i(h_c) and m_i(h_f) are the numbers of content and function words of h covered by matches of module i; |h_c|
+and |h_f| are the numbers of all its content and function words. The same for r. Function words come from a list
+("the", "of", ...) and weigh a third of content words:
 
     P = sum_i w_i (delta m_i(h_c) + (1 - delta) m_i(h_f))  /  (delta |h_c| + (1 - delta) |h_f|)
-    R = the same with r for h
+    R = the same with r in place of h
     F = P R / (alpha P + (1 - alpha) R)
     frag  = chunks / (words matched, mean of both sides)
     score = F (1 - gamma frag^beta)
 
     alpha .85   beta .20   gamma .60   delta .75   w = 1.0 exact, 0.6 stem, 0.8 synonym, 0.6 paraphrase
 
-A chunk is a run of matches that are neighbours, in the same order, in both texts. frag is 0 if every word of
-both is matched in one chunk. With several references a segment has the score of its best one. The corpus
-score is no mean: the counts m, |.|, chunks of each segment's best reference are summed, and scored as one.
+A chunk is a run of matches that are adjacent and in the same order in both texts. frag is 0 if every word of
+both texts is matched in one chunk. With several references a segment has the score of its best one. The corpus
+score is not a mean: the counts m, |.| and chunks of each segment's best reference are summed, and the equations
+applied to the sums.
 
 Worked example. h = "the cat sat", r = "the cat sat here". All of h is matched exactly, in one chunk; "the" is
 the only function word.
 P = 1,  R = (.75 * 2 + .25 * 1) / (.75 * 3 + .25 * 1) = 1.75 / 2.5 = .7
 F = .7 / (.85 * 1 + .15 * .7) = .732984,  frag = 1 / 3,  score = F * (1 - .6 * (1/3)^.2) = .379946
 
-What is not in the papers, but in the jar or in what drives it, and so here:
-* One string a text goes in; it is tokenised again (metrics/meteor_normalize.py), so that raw text and
-  PTB tokens give nearly the same.
-* "|||" separates texts on the jar's input line. It is taken out of hypotheses; in a reference it divides it
-  into two. Double spaces of a hypothesis are halved.
+Behaviour of the jar and of pycocoevalcap that the papers do not describe, reproduced here:
+* A text is one string. It is tokenised again (metrics/meteor_normalize.py), so raw text and PTB tokens give
+  nearly the same score.
+* "|||" separates texts on the jar's input line. It is removed from hypotheses; in a reference it splits the
+  reference in two. Double spaces in a hypothesis become single ones.
 * Of references that tie, the first is the best one. So the order of references never changes a segment's score,
-  but could change the corpus score where two that tie differ in length.
+  but it can change the corpus score if two that tie differ in length.
 * A fully matched segment (frag 0) adds no chunk to the corpus.
-* Without a match (an empty text, say) the score is 0.
+* Without a match (in an empty text, for example) the score is 0.
 
-Left out: other languages, parameters and the jar's other input formats. A line break, which would end the
+Left out: other languages and parameters, and the jar's other input formats. A line break, which would end the
 jar's input line, is a space here.
 """
 
@@ -53,13 +55,13 @@ MODULE_WEIGHTS = (1.0, 0.6, 0.8, 0.6)  # exact, stem, synonym, paraphrase
 
 
 class Stats(NamedTuple):
-    """What a score is computed from. Everything counts words, but `chunks`; the sum of Stats is again Stats."""
+    """The counts that a score is computed from: of words, except `chunks`. A corpus's Stats are sums of these."""
 
     hyp_length: int
     ref_length: int
-    hyp_function: int  # of hyp_length, those that are function words
+    hyp_function: int  # function words, included in hyp_length
     ref_function: int
-    hyp_content_matches: tuple[int, ...]  # one count a module
+    hyp_content_matches: tuple[int, ...]  # one count per module
     ref_content_matches: tuple[int, ...]
     hyp_function_matches: tuple[int, ...]
     ref_function_matches: tuple[int, ...]
@@ -82,18 +84,18 @@ class Stats(NamedTuple):
 def meteor(hypotheses: list[str], references: list[list[str]]) -> tuple[float, list[float]]:
     """METEOR in 0..1: (of the corpus, [of each segment]).
 
-    hypotheses: N texts. references: N lists of one or more texts. Texts are strings: PTB tokens without
-    punctuation (metrics/ptb.py) joined by spaces to get what the E2E scorer gets, or raw text.
+    hypotheses: N texts. references: N lists of one or more texts. A text is a string: PTB tokens without
+    punctuation (metrics/ptb.py) joined by spaces, which gives the E2E scorer's numbers, or raw text.
 
     Raises ValueError for no segments, lists of different lengths or a segment without references, and
-    files.InputError when the tables are not here (`available` says so beforehand).
+    files.InputError if the tables are not installed (`available` checks).
     """
     stats = statistics(hypotheses, references)
     return score(total(stats)), [score(segment) for segment in stats]
 
 
 def statistics(hypotheses: list[str], references: list[list[str]]) -> list[Stats]:
-    """Each segment's Stats, with its best reference. Arguments and errors as of `meteor`."""
+    """Each segment's Stats with its best reference. Arguments and errors as in `meteor`."""
     if not hypotheses or len(hypotheses) != len(references) or not all(references):
         raise ValueError(
             f"METEOR needs at least one hypothesis, and one or more references for each: "
@@ -114,7 +116,7 @@ def statistics(hypotheses: list[str], references: list[list[str]]) -> list[Stats
 
 
 def _as_sent(hypothesis: str, references: list[str]) -> tuple[str, list[str]]:
-    """The texts as they come out of the jar's input line, which joins them by " ||| "."""
+    """The texts as the jar reads them from its input line, which joins them by " ||| "."""
     hypothesis = hypothesis.replace("|||", "").replace("  ", " ")
     _command, *texts = " ||| ".join(["SCORE", *references, hypothesis]).split("|||")
     *references, hypothesis = [text.strip(TRIMMED) for text in texts]
@@ -126,7 +128,7 @@ def _best(
 ) -> Stats:
     matcher = Matcher(lexicon.texts[tuple(hypothesis)], lexicon)
     texts = [lexicon.texts[tuple(reference)] for reference in references]
-    # max() takes the first of those that tie.
+    # max() returns the first of those that tie.
     return max((_align_and_count(matcher, text, function_words) for text in texts), key=score)
 
 
@@ -135,7 +137,7 @@ def _align_and_count(matcher: Matcher, reference: Text, function_words: frozense
     hyp_is_function = [word in function_words for word in hypothesis.words]
     ref_is_function = [word in function_words for word in reference.words]
     hyp_content, hyp_function, ref_content, ref_function = ([0] * len(MODULES) for _ in range(4))
-    chunks, next_in_hyp, next_in_ref = 0, None, None  # the latter two: where a match must begin to go on with the chunk
+    chunks, next_in_hyp, next_in_ref = 0, None, None  # a match that begins at next_in_... continues the chunk
     for ref_start, match in align(matcher.matches(reference)):
         module, hyp_start, hyp_length, ref_length, *_ = match
         if (hyp_start, ref_start) != (next_in_hyp, next_in_ref):
@@ -164,7 +166,7 @@ def total(segments: list[Stats]) -> Stats:
 
 
 def score(stats: Stats) -> float:
-    """The score, in 0..1, by the equations at the head of this file."""
+    """The score in 0..1, by the equations in the module docstring."""
     hyp_matches, ref_matches = stats.hyp_matches, stats.ref_matches
     if not hyp_matches:
         return 0.0
@@ -180,7 +182,7 @@ def score(stats: Stats) -> float:
 
 
 def _weighted(content: tuple[int, ...], function: tuple[int, ...]) -> float:
-    # Added up in the jar's order: rounding could otherwise make another one of two references the best.
+    # Summed in the jar's order: rounding can decide which of two references is the best.
     result = 0.0
     for count, weight in zip(content, MODULE_WEIGHTS):
         result += count * weight * DELTA

@@ -1,9 +1,9 @@
 """Fetch METEOR's two files and pack the paraphrase table:  python -m metrics.meteor_download
 
-For those who do not want to install pycocoevalcap (104 MB, and its requirements), which holds the same files.
-Both are checked against their known size and SHA-256 (metrics/meteor_tables.py); 68 MB in all.
+An alternative to installing pycocoevalcap (104 MB, plus its requirements), which contains the same files.
+Both files, 68 MB together, are checked against their known size and SHA-256 (metrics/meteor_tables.py).
 
-Left out: Java. The jar is only read as the zip file it is.
+Left out: Java. The jar is read as a zip file and never run.
 """
 
 import argparse
@@ -18,14 +18,14 @@ URL = {JAR: ADDRESS + JAR, PARAPHRASES: ADDRESS + "data/" + PARAPHRASES}
 
 
 def download() -> None:
-    """Fetch what is not there yet into the cache folder. Raises InputError when that fails."""
+    """Download the files that are missing into the cache folder. Raises InputError if that fails."""
     for name in (JAR, PARAPHRASES):
         downloads.download(URL[name], meteor_tables.download_folder() / name, size=SIZE[name], sha256=SHA256[name])
 
 
 @exit_on_input_error
 def main() -> None:
-    argparse.ArgumentParser(description="Fetch METEOR 1.5's two files (68 MB) and get them ready.").parse_args()
+    argparse.ArgumentParser(description="Download METEOR 1.5's two files (68 MB) and pack the paraphrase table.").parse_args()
     download()
     meteor_tables.load()
     print("METEOR's tables are ready")

@@ -1,30 +1,30 @@
-"""METEOR's matches: which words and phrases of a hypothesis may stand for which of a reference.
+"""METEOR's matches: which words and phrases of a hypothesis match which of a reference.
 
 Source: Banerjee and Lavie 2005, section 3.1; Denkowski and Lavie 2014, section 2. Four modules, in this order:
 
     exact       the same word
-    stem        two different words with one stem (metrics/stemmer.py)
+    stem        two different words with the same stem (metrics/stemmer.py)
     synonym     two different words with a synset in common (metrics/meteor_tables.py)
-    paraphrase  two stretches of one to seven words that are a pair of the table, in either direction
+    paraphrase  two spans of one to seven words that are a pair of the table, in either direction
 
-All modules' matches are kept side by side: two words with one stem and one synset match twice. Which of
-them are used is for the alignment to decide (metrics/meteor_align.py), and ties are decided there by the
-order the matches stand in, so the order here is the jar's, for each word of the reference:
+The matches of all modules are kept: two words with the same stem and a common synset match twice. The alignment
+decides which matches are used (metrics/meteor_align.py). It breaks ties by the order of the matches, so the
+order here is the jar's. For each word of the reference:
 
     exact, stem, synonym: from left to right in the hypothesis;
-    paraphrases listed for the reference's stretch: short stretches first, then as in the table,
+    paraphrases listed for the reference's span: short spans first, then as in the table,
         then from left to right in the hypothesis;
-    paraphrases listed for the hypothesis's stretch: from left to right, short stretches first, then as in
-        the table. A pair that the table has in both directions is thus a match twice.
+    paraphrases listed for the hypothesis's span: from left to right, short spans first, then as in
+        the table. So a pair that the table has in both directions matches twice.
 
-Worked example. Hypothesis "the cat sat", reference "the cats sat": at the reference's first word one
-exact match, at "cats" a stem match with "cat" and also a synonym match (the synsets of "cats" are those
-of its base form), at "sat" one exact match.
+Worked example. Hypothesis "the cat sat", reference "the cats sat": one exact match at the reference's first
+word; at "cats" a stem match with "cat" and also a synonym match (the synsets of "cats" are those of its base
+form); one exact match at "sat".
 
-The jar compares words and stems by Java's 32-bit hash of their letters, and so does this file: two words that
-share it (hardly any do) are "the same word".
+The jar compares words and stems by Java's 32-bit string hash, and so does this file: two words with the same
+hash (very few) are "the same word".
 
-Left out: the probabilities the jar could attach to matches (it gives all the same).
+Left out: the probabilities of matches (the jar gives every match the same).
 """
 
 from collections import defaultdict
@@ -39,10 +39,10 @@ EXACT, STEM, SYNONYM, PARAPHRASE = MODULES = range(4)
 
 
 class Match(NamedTuple):
-    """A stretch of the hypothesis that can stand for a stretch of the reference.
+    """A span of the hypothesis that matches a span of the reference.
 
-    Where the latter begins is known from the list the match is in. `hyp_words` is the hypothesis's stretch
-    as a set of bits. `gain` is what the alignment search takes the match to be worth.
+    The list that holds the match says where the latter begins. `hyp_words` is the hypothesis's span as a set of
+    bits. `gain` is the value of the match in the alignment search.
     """
 
     module: int
@@ -54,22 +54,22 @@ class Match(NamedTuple):
 
 
 def match(module: int, hyp_start: int, hyp_length: int, ref_length: int) -> Match:
-    # The jar's search weighs exact matches 1 and all others 0.5 a word, and cuts off what is behind the point
-    # for each side of each match: only an exact match or a stretch of two words or more is worth anything.
+    # The jar's search values exact matches at 1 and all others at 0.5 per word, and rounds down for each side of
+    # each match: only an exact match or a span of two words or more has a value.
     gain = hyp_length + ref_length if module == EXACT else hyp_length // 2 + ref_length // 2
     return Match(module, hyp_start, hyp_length, ref_length, ((1 << hyp_length) - 1) << hyp_start, gain)
 
 
 class Text(NamedTuple):
-    """A text's words, what the exact module compares of them, and which phrases of the table begin at which word."""
+    """A text: its words, their hashes, and the phrases of the paraphrase table that begin at each word."""
 
     words: list[str]
-    keys: list[int]
+    keys: list[int]  # java_hash of each word, which the exact module compares
     phrases_at: dict[int, tuple[int, ...]]  # position -> the phrases there (node numbers), short ones first
 
 
 class Lexicon:
-    """Whatever is to be known about the words and phrases of some texts, looked up once for all of them."""
+    """Hashes, stems, synsets and paraphrases of all words and phrases of some texts, each looked up once."""
 
     def __init__(self, hypotheses: list[list[str]], references: list[list[str]], tables: Tables):
         texts = [*hypotheses, *references]
@@ -86,9 +86,9 @@ class Lexicon:
         self._related: dict[str, list[tuple[int, str]]] = {}
 
         positions, lengths, phrases = tables.paraphrases.find_phrases(texts)
-        behind_hypotheses = sum(len(text) + 1 for text in hypotheses)
-        in_hypotheses, in_references = phrases[positions < behind_hypotheses], phrases[positions >= behind_hypotheses]
-        # phrase -> {its paraphrase: the rank in its list}, and the other way round {paraphrase: {phrase: rank}}
+        references_start = sum(len(text) + 1 for text in hypotheses)
+        in_hypotheses, in_references = phrases[positions < references_start], phrases[positions >= references_start]
+        # phrase -> {its paraphrase: the rank in its list}, and the inverse: paraphrase -> {phrase: rank}
         self.paraphrases = tables.paraphrases.pairs_between(in_hypotheses, in_references)
         self.listed_under: dict[int, dict[int, int]] = defaultdict(dict)
         for phrase, ranks in self.paraphrases.items():
@@ -115,7 +115,7 @@ class Lexicon:
             self.texts[tuple(text)] = Text(text, [self.key[word] for word in text], phrases_at)
 
     def related(self, word: str) -> list[tuple[int, str]]:
-        """(module, other word) for the words that match `word` by EXACT, STEM and SYNONYM."""
+        """(module, other word) for each word that matches `word` by EXACT, STEM or SYNONYM."""
         if word not in self._related:
             same = self._with_key[self.key[word]]
             same_stem = self._with_stem[self._stem[word]] - same
@@ -126,11 +126,11 @@ class Lexicon:
 
 
 class Matcher:
-    """One hypothesis, ready to be matched with its references, which share most of their words."""
+    """Matches one hypothesis with its references. Results are cached, as the references share most of their words."""
 
     def __init__(self, hypothesis: Text, lexicon: Lexicon):
         self.hypothesis, self.lexicon = hypothesis, lexicon
-        self._positions: dict[str, list[int]] = defaultdict(list)  # word -> where it stands in the hypothesis
+        self._positions: dict[str, list[int]] = defaultdict(list)  # word -> its positions in the hypothesis
         for position, word in enumerate(hypothesis.words):
             self._positions[word].append(position)
         self._starts: dict[int, list[int]] = defaultdict(list)  # phrase -> where it begins in the hypothesis
@@ -142,8 +142,8 @@ class Matcher:
         self._by_phrases: dict[tuple[int, ...], list[Match]] = {}
 
     def matches(self, reference: Text) -> list[list[Match]]:
-        """One list for each of the reference's words: the matches whose stretch of the reference begins there."""
-        if self.hypothesis.keys == reference.keys:  # identical: the jar looks for exact matches only
+        """One list for each word of the reference: the matches whose span of the reference begins there."""
+        if self.hypothesis.keys == reference.keys:  # identical texts: the jar looks for exact matches only
             return [[m for m in self._word_matches(word) if m.module == EXACT] for word in reference.words]
         by_word, by_phrases = self._by_word, self._by_phrases
         matches = []
@@ -153,8 +153,8 @@ class Matcher:
         for start, phrases in reference.phrases_at.items():
             found = by_phrases.get(phrases)
             if found is None:
-                hopeless = self._partners.isdisjoint(phrases)  # as most are
-                found = by_phrases[phrases] = [] if hopeless else self._paraphrase_matches(phrases)
+                unmatched = self._partners.isdisjoint(phrases)  # most phrases are
+                found = by_phrases[phrases] = [] if unmatched else self._paraphrase_matches(phrases)
             if found:
                 matches[start] = matches[start] + found
         return matches
@@ -167,15 +167,15 @@ class Matcher:
         return self._by_word[word]
 
     def _paraphrase_matches(self, phrases: tuple[int, ...]) -> list[Match]:
-        """The matches of a place of the reference at which these phrases begin, short ones first."""
+        """The paraphrase matches at a word of the reference. phrases: those that begin there, short ones first."""
         length = self.lexicon.length
         found, backwards = [], []
         for phrase in phrases:
-            ranks = self.lexicon.paraphrases.get(phrase, {})  # those of the hypothesis's phrases that it lists
+            ranks = self.lexicon.paraphrases.get(phrase, {})  # the paraphrases that it lists
             for _rank, paraphrase in sorted((ranks[other], other) for other in ranks.keys() & self._starts.keys()):
                 for start in self._starts[paraphrase]:
                     found.append(match(PARAPHRASE, start, length[paraphrase], length[phrase]))
-            ranks = self.lexicon.listed_under.get(phrase, {})  # those that list it
+            ranks = self.lexicon.listed_under.get(phrase, {})  # the phrases that list it
             for other in ranks.keys() & self._starts.keys():
                 for start in self._starts[other]:
                     backwards.append((start, length[other], ranks[other], length[phrase]))

@@ -1,38 +1,38 @@
-"""METEOR 1.5's English tokeniser (the jar's `-norm`), which every text passes before it is compared.
+"""METEOR 1.5's English tokeniser (the jar's `-norm`), applied to every text before comparison.
 
 Source: Denkowski and Lavie 2014, "Meteor Universal", section 2 ("text normalization"): the Moses
-tokeniser, plus rules that let outputs that differ only in punctuation style meet. In this order:
+tokeniser, plus rules that give outputs the same words if they differ only in punctuation style. In this order:
 
-    1  every character that is no letter, digit or one of . ' ` , - and the single quotes is a word
+    1  every character other than letters, digits, . ' ` , - and the single quotes is a word
     2  a run of dots ("...") is one word
-    3  a comma is a word, unless it stands between two digits (3,000)
+    3  a comma is a word, unless it is between two digits (3,000)
     4  the quotes ` ‘ ’ become ', and “ ” '' become "; the dashes – and -- become -
-    5  a hyphen between letters or digits becomes a space: "family-friendly" are two words
+    5  a hyphen between letters or digits becomes a space: "family-friendly" is two words
     6  apostrophes: "don't" -> "don 't", "1990's" -> "1990 's", "dogs' " -> "dogs ' "
-    7  the dot at a word's end is a word, but
+    7  the dot at a word's end is a word, except that
            U.S.   (letters with dots inside) loses its dots: "US"
-           Dr.    (a listed abbreviation) keeps it, and so does any word that a lower-case letter follows
+           Dr.    (a listed abbreviation) keeps it, as does any word followed by a lower-case letter
            No. 5  (listed with #NUMERIC_ONLY#) keeps it before a digit
 
-and then the text is lower-cased and split at spaces.
+Then the text is lower-cased and split at spaces.
 
-Worked example: "U.S. prices, 'n' so on... cost 3,000." Rule 2 sets "..." apart, rule 3 the comma behind
-"prices" but not that in 3,000; rule 6 cuts around the n's quotes; rule 7 makes "US" and splits "000.":
+Worked example: "U.S. prices, 'n' so on... cost 3,000." Rule 2 separates "...", rule 3 the comma after
+"prices" but not the one in 3,000; rule 6 separates the quotes around n; rule 7 makes "US" and splits "000.":
 
 >>> tokenize("U.S. prices, 'n' so on... cost 3,000.", {})
 ['us', 'prices', ',', "'", 'n', "'", 'so', 'on', '...', 'cost', '3,000', '.']
 
-What the jar does that the rules do not say, and so does this file:
+Behaviour of the jar beyond these rules, reproduced here:
 * "Letters" are those of Western Europe and Cyrillic; any other letter (Greek, Chinese) is a word by rule 1.
-* Each substitution runs once, from left to right, and does not look again at a character it has just
-  used as context: in "a,b,c" only the first comma is split off, and "x-y-z" becomes "x y-z".
+* Each substitution runs once, from left to right, and does not use a character as context twice:
+  in "a,b,c" only the first comma is split off, and "x-y-z" becomes "x y-z".
 * "--" becomes "-", so "---" becomes "--".
-* Control characters are words, except at the two ends of the line, where they are dropped.
-* A text that spells out DOTMULTI, the marker that stands for protected dots, gets a dot there.
+* Control characters are words, except at both ends of the line, where they are dropped.
+* In a text that contains DOTMULTI, the marker for protected dots, it becomes a dot.
 
-Left out: the jar's other languages, and its option to drop punctuation. Two differences remain: capitals
-that Unicode took in after the Java release at hand are lower-cased by the younger of the two languages
-only, and DOTMULTI spelt out *and* followed by dots is spaced differently.
+Left out: the jar's other languages, and its option to drop punctuation. Two differences remain. Capitals that
+only the newer of the two Unicode tables has, Java's or Python's, are lower-cased in that language only. And
+DOTMULTI in the text followed by dots is spaced differently.
 """
 
 import re
@@ -47,15 +47,15 @@ _LETTER, _NO_LETTER = f"[{LETTERS}]", f"[^{LETTERS}]"
 _WORD = f"[0-9{LETTERS}]"
 _DIGIT, _NO_DIGIT = "[0-9]", "[^0-9]"
 
-# Nothing to do but split at spaces: no rule touches letters, digits and spaces. Most tokenised text is such.
+# Text that needs only splitting at spaces: no rule changes letters, digits and spaces. Most tokenised text is plain.
 _PLAIN = re.compile(r"[a-z0-9 ]*")
 
 _OTHER = re.compile(f"([^0-9{LETTERS} \t\n\x0b\f\r.'`,\u2018\u2019-])")  # rule 1
 _DOTS = re.compile(r"\.(\.+)")  # rule 2
 _DOT_MARK = re.compile("((?:DOT)*)DOTMULTI")
 _COMMAS = [  # rule 3, in this order
-    re.compile(f"({before}),({behind})")
-    for before, behind in [(_NO_DIGIT, _NO_DIGIT), (_DIGIT, _NO_DIGIT), (_NO_DIGIT, _DIGIT)]
+    re.compile(f"({before}),({after})")
+    for before, after in [(_NO_DIGIT, _NO_DIGIT), (_DIGIT, _NO_DIGIT), (_NO_DIGIT, _DIGIT)]
 ]
 _SINGLE_QUOTES = re.compile("[`\u2018\u2019]")  # rule 4
 _DOUBLE_QUOTES = re.compile("[\u201c\u201d]|''")
@@ -68,9 +68,9 @@ _APOSTROPHES = [  # rule 6, in this order
     (re.compile(f"({_DIGIT})'(s)"), r"\1 '\2"),
 ]
 _HAS_LETTER = re.compile(_LETTER)
-_JAVA_SPACE = re.compile("[ \t\n\r\f]+")  # where Java's StringTokenizer splits; Python's split() knows more spaces
+_JAVA_SPACE = re.compile("[ \t\n\r\f]+")  # where Java's StringTokenizer splits; Python's split() splits at more characters
 _UNICODE_SPACE = re.compile("[ \u00a0\u2000-\u200a\u202f\u205f\u3000]+")
-TRIMMED = "".join(map(chr, range(0x21)))  # what Java's trim() takes off both ends
+TRIMMED = "".join(map(chr, range(0x21)))  # what Java's trim() removes at both ends
 
 
 def tokenize(text: str, abbreviations: dict[str, str]) -> list[str]:
@@ -85,9 +85,9 @@ def tokenize(text: str, abbreviations: dict[str, str]) -> list[str]:
 
 
 def _normalize(text: str, abbreviations: dict[str, str]) -> str:
-    text = f" {text} "  # so that every rule finds a character on both sides
+    text = f" {text} "  # so that every character has a neighbour on both sides
     text = _OTHER.sub(r" \1 ", text)
-    # "DOTDOTDOTMULTI" stands for "...": one DOT for each dot after the first. It ends in no dot, so rule 7 leaves it.
+    # "..." becomes "DOTDOTDOTMULTI", one DOT for each dot after the first. It ends in no dot, so rule 7 keeps it.
     text = _DOTS.sub(lambda dots: f" {'DOT' * len(dots[1])}DOTMULTI ", text)
     for pattern in _COMMAS:
         text = pattern.sub(r"\1 , \2", text)
@@ -104,14 +104,14 @@ def _normalize(text: str, abbreviations: dict[str, str]) -> str:
 
 
 def _final_dot(word: str, following: str, abbreviations: dict[str, str]) -> str:
-    """Rule 7: `word` with its final dot kept, split off as " .", or dropped with all its other dots."""
+    """Rule 7: `word` with its final dot kept, split off as " .", or dropped together with all other dots."""
     if len(word) < 2 or not word.endswith("."):
         return word
     rest = word[:-1]
     if "." in rest and _HAS_LETTER.search(rest):
         return word.replace(".", "")
     kind, first = abbreviations.get(rest), following[:1]
-    # A lower-case letter behind it shows that no sentence ended here ("Inc. said"), listed or not.
+    # A lower-case letter after it shows that no sentence ends here ("Inc. said"), listed or not.
     if kind == ANY or "a" <= first <= "z" or (kind == BEFORE_DIGIT and "0" <= first <= "9"):
         return word
     return f"{rest} ."

@@ -1,29 +1,29 @@
-"""METEOR's paraphrase table, packed so that a look-up needs neither a minute nor gigabytes.
+"""METEOR's paraphrase table, packed so that it loads in a fraction of a second and needs little memory.
 
 Source: Denkowski and Lavie 2014, "Meteor Universal", section 2: phrases that translators render by
 the same foreign phrase are paraphrases of each other. The English table is a gzip file of 5.27
-million pairs, three lines a pair:
+million pairs, three lines per pair:
 
-    0.25                    a probability, which the jar reads over
+    0.25                    a probability, which the jar ignores
     not far from            a phrase of one to seven words
-    close to                a phrase that may stand for it
+    close to                a paraphrase of it
 
-Packed, a phrase is a number: its node in the trie of all phrases. The root is node 0. An edge leads from
-a parent along a word, and all edges, level by level and sorted within each, are numbered from 1: edge n
+In the packed table a phrase is a number: its node in the trie of all phrases. The root is node 0. An edge leads
+from a parent along a word. All edges, level by level and sorted within each level, are numbered from 1: edge n
 leads to node n. "close to" is the node reached from the root along "close" and then "to". No two phrases
-end at the same node, so its number stands for the phrase exactly. An edge is kept as one integer,
+end at the same node, so the number identifies the phrase. An edge is stored as one integer,
 
     edge_keys[node - 1] = parent << 24 | word
 
 and since parents of deeper levels have larger numbers these integers are ascending: one binary search
-takes a step down the trie. The pairs are three more arrays: sources[s] is a phrase that has paraphrases,
-and these are targets[starts[s] : starts[s + 1]], in the order of the file, which METEOR's ties depend on.
+takes a step down the trie. The pairs are three more arrays: sources[s] is a phrase that has paraphrases, and
+its paraphrases are targets[starts[s] : starts[s + 1]], in the order of the file, on which METEOR's ties depend.
 
 Worked example. Three pairs, (a b, c), (a b, a) and (c, a b). Words: a = 1, b = 2, c = 3.
 Level 1: "a" is node 1, key 0<<24|1; "c" is node 2, key 0<<24|3. Level 2: "a b" is node 3, key 1<<24|2.
 sources = [2, 3], starts = [0, 1, 3], targets = [3, 2, 1].
 
-Left out: the probabilities, as in the jar. The table lists no pair twice, and `pairs_between` relies on it.
+Left out: the probabilities, as in the jar. `pairs_between` relies on the table listing no pair twice.
 """
 
 import gzip
@@ -35,7 +35,7 @@ from pathlib import Path
 
 import numpy as np
 
-FORMAT = 2  # of the packed file; raised when its contents change meaning
+FORMAT = 2  # of the packed file; increased when the meaning of its contents changes
 WORD_BITS = 24
 ARRAYS = ("edge_keys", "sources", "starts", "targets")
 
@@ -53,9 +53,9 @@ class ParaphraseTable:
 
     @classmethod
     def read(cls, source: Path) -> "ParaphraseTable":
-        """Read the gzip file (about 20 seconds, and 500 MB for a moment). Raises ValueError when it is damaged."""
+        """Read the gzip file (about 20 seconds, 500 MB at the peak). Raises ValueError if it is damaged."""
         words = _Numbering()
-        # All phrases one behind the other; each is followed by its paraphrases.
+        # All phrases in one array; each is followed by its paraphrases.
         numbers, lengths, has_list = array("I"), array("I"), array("B")
 
         def append(line: bytes, flag: bool) -> None:
@@ -73,7 +73,7 @@ class ParaphraseTable:
                         phrase = line
                         append(phrase, True)
                     append(paraphrase, False)
-        except (EOFError, ValueError, OSError, zlib.error) as error:  # cut short, a pair cut short, not gzip
+        except (EOFError, ValueError, OSError, zlib.error) as error:  # a truncated file, a truncated pair, not gzip
             raise ValueError(f"{source} is damaged ({error})") from error
 
         edge_keys, nodes = _trie(np.frombuffer(numbers, np.uint32), np.frombuffer(lengths, np.uint32))
@@ -87,13 +87,13 @@ class ParaphraseTable:
         return cls({word.decode(): number for word, number in words.items()}, arrays)
 
     def save(self, file) -> None:
-        """Write to an open binary file: a zip of arrays, whose own checksums `load` relies on."""
+        """Write to an open binary file: a zip of arrays. `load` relies on the zip's checksums."""
         words = np.frombuffer("\n".join(self.words).encode(), np.uint8)  # in the order of their numbers
         np.savez(file, format=FORMAT, words=words, **{name: getattr(self, name) for name in ARRAYS})
 
     @classmethod
     def load(cls, path: Path) -> "ParaphraseTable | None":
-        """The table that `save` wrote, or None when it is missing, damaged or of another format."""
+        """The table that `save` wrote, or None if it is missing, damaged or of another format."""
         try:
             with np.load(path) as packed:
                 if packed["format"] != FORMAT:
@@ -105,10 +105,10 @@ class ParaphraseTable:
         return cls({word: number for number, word in enumerate(words, start=1)}, arrays)
 
     def find_phrases(self, texts: list[list[str]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Every stretch of words that is a node of the trie, in all texts put one behind the other.
+        """Every span of words that is a node of the trie, in the concatenation of all texts.
 
-        Returns (positions, lengths, nodes), int64 [stretches] each, sorted by position and then length;
-        a position counts words, and one more behind each text.
+        Returns (positions, lengths, nodes), int64 [spans] each, sorted by position and then length;
+        positions count words, and one separator after each text.
         """
         number = self.words.get
         words = np.array([number(word, 0) for text in texts for word in [*text, ""]], np.int64)  # 0 is on no edge
@@ -128,13 +128,13 @@ class ParaphraseTable:
         return positions[order], lengths[order], nodes[order]
 
     def _step(self, nodes: np.ndarray, words: np.ndarray) -> np.ndarray:
-        """The nodes reached from `nodes` along `words`, 0 where there is no edge. All int64 [n]."""
+        """The nodes reached from `nodes` along `words`, 0 if there is no edge. All int64 [n]."""
         keys = nodes << WORD_BITS | words
         index = np.minimum(np.searchsorted(self.edge_keys, keys), len(self.edge_keys) - 1)
         return np.where(self.edge_keys[index] == keys, index + 1, 0)
 
     def pairs_between(self, some: np.ndarray, others: np.ndarray) -> dict[int, dict[int, int]]:
-        """phrase -> {its paraphrase: the rank in its list}, of the pairs with one phrase in `some`, one in `others`."""
+        """phrase -> {its paraphrase: the rank in its list}, for pairs with one phrase in `some` and one in `others`."""
         in_some, in_others = np.zeros((2, len(self.edge_keys) + 1), bool)
         in_some[some] = in_others[others] = True
         pairs: dict[int, dict[int, int]] = {}
@@ -148,7 +148,7 @@ class ParaphraseTable:
 
 
 class _Numbering(dict):
-    """Gives each new key the next number, from 1."""
+    """Assigns each new key the next number, from 1."""
 
     def __missing__(self, key):
         self[key] = number = len(self) + 1
@@ -158,15 +158,15 @@ class _Numbering(dict):
 def _trie(numbers: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The trie of n phrases: (edge_keys int64 [nodes], the node of each phrase int32 [n]).
 
-    numbers: the words of all phrases, one phrase behind the other; lengths: words of each, uint32 [n].
+    numbers: the words of all phrases, concatenated; lengths: the number of words of each, uint32 [n].
     """
     begins = (np.cumsum(lengths) - lengths).astype(np.int32)
     nodes = np.zeros(len(lengths), np.int32)
     edge_keys = [np.zeros(0, np.int64)]
     for level in range(int(lengths.max(initial=0))):
-        going_on = np.flatnonzero(lengths > level).astype(np.int32)
-        keys = nodes[going_on].astype(np.int64) << WORD_BITS | numbers[begins[going_on] + level]
+        longer = np.flatnonzero(lengths > level).astype(np.int32)
+        keys = nodes[longer].astype(np.int64) << WORD_BITS | numbers[begins[longer] + level]
         level_keys, ranks = np.unique(keys, return_inverse=True)
-        nodes[going_on] = 1 + sum(map(len, edge_keys)) + ranks
+        nodes[longer] = 1 + sum(map(len, edge_keys)) + ranks
         edge_keys.append(level_keys)
     return np.concatenate(edge_keys), nodes

@@ -1,6 +1,6 @@
-"""Where METEOR's tables come from, and the words' part of them: synonyms, function words, abbreviations.
+"""Finds and reads METEOR's tables: synonyms, function words, abbreviations, and the packed paraphrases.
 
-METEOR 1.5 is two files: a jar, which is a zip holding the small tables, and the paraphrase table.
+METEOR 1.5 is two files: a jar, which is a zip file with the small tables, and the paraphrase table.
 
     meteor-1.5.jar       nonbreaking/english.prefixes   abbreviations          -> meteor_normalize.py
                          function/english.words         words like "the", "of"
@@ -8,22 +8,22 @@ METEOR 1.5 is two files: a jar, which is a zip holding the small tables, and the
                          synonym/english.exceptions     word -> its irregular forms ("mouse": "mice")
     paraphrase-en.gz     5.27 million pairs             -> meteor_paraphrase.py
 
-They are looked for in the folder $METEOR_DATA, if that is set; else in an installed `pycocoevalcap` and
-among this project's downloads, which
+They are looked for in the folder $METEOR_DATA, if that is set; otherwise in an installed `pycocoevalcap` and
+in this project's cache folder, where
 
     python -m metrics.meteor_download
 
-fills. Only these exact files are taken, as their SHA-256 shows: METEOR with another synonym list or
-without paraphrases is another score, and must not go by the same name. The paraphrase table is packed
-once (20 seconds) into one file in the cache folder; its name holds the table's SHA-256 and the
-packing's format, so neither a new table nor a new format ever meets an old packing.
+puts them. Only files with the known SHA-256 are accepted: METEOR with another synonym list or without
+paraphrases is another score, and is never reported under that name. The paraphrase table is packed once (20
+seconds) into a file in the cache folder. Its name contains the table's SHA-256 and the format of the packed
+file, so a new table or format never reads an old file.
 
 Synonyms (Banerjee and Lavie 2005, section 3.1): two words are synonyms if they share a synset. A word's
-synsets are its own and those of its base form: the listed one if it is irregular, else the first of
-WordNet's endings ("-ies" -> "-y", ...) that gives a word of WordNet.
+synsets are its own and those of its base form. If the word is irregular, its base form is listed; otherwise the
+first of WordNet's endings ("-ies" -> "-y", ...) that gives a word in WordNet is replaced.
 
-Worked example: "cities" is not listed by itself. Its first ending "s" gives "citie", no word; none of
-"ses xes zes ches shes men" fit; "ies" gives "city", and its synsets are those of "cities".
+Worked example: "cities" is not listed itself. The first ending "s" gives "citie", which is not a word; none of
+"ses xes zes ches shes men" fit; "ies" gives "city", whose synsets are the synsets of "cities".
 
 Left out: synonym/english.relations (hypernyms), which the jar holds but never reads.
 """
@@ -51,7 +51,7 @@ SHA256 = {
 }
 HOW_TO_GET = "run `pip install pycocoevalcap` or `python -m metrics.meteor_download` (68 MB)"
 
-# WordNet's endings in the order they are tried: nouns, verbs, adjectives. Ending -> what replaces it.
+# WordNet's endings in the order they are tried: nouns, verbs, adjectives. Ending -> replacement.
 ENDINGS = [
     ("s", ""), ("ses", "s"), ("xes", "x"), ("zes", "z"), ("ches", "ch"), ("shes", "sh"), ("men", "man"), ("ies", "y"),
     ("s", ""), ("ies", "y"), ("es", "e"), ("es", ""), ("ed", "e"), ("ed", ""), ("ing", "e"), ("ing", ""),
@@ -61,7 +61,7 @@ ENDINGS = [
 
 @dataclass
 class Tables:
-    """Everything METEOR looks up.
+    """All tables of METEOR.
 
     abbreviations: word -> meteor_normalize.ANY or BEFORE_DIGIT.    synset_lines: word -> "00012345 00067890 ..."
     base_forms: irregular form -> its bases.
@@ -91,14 +91,14 @@ class Tables:
 
 
 def available() -> str | None:
-    """None if the tables are here and of the right size; else one line that says how to get them."""
+    """None if the tables are installed and of the right size; otherwise one line that says how to get them."""
     return _locate()[1]
 
 
 def _locate() -> tuple[dict[str, Path], str | None]:
-    """({JAR: path, PARAPHRASES: path}, None), or ({}, what is wrong and what to do)."""
+    """({JAR: path, PARAPHRASES: path}, None), or ({}, what is wrong and how to fix it)."""
     folder = os.environ.get("METEOR_DATA")
-    if folder:  # an explicit wish: nothing else is taken instead
+    if folder:  # an explicit choice: no other place is searched
         return _files_in(Path(folder).expanduser(), f"$METEOR_DATA ({folder})")
     places = []
     package = importlib.util.find_spec("pycocoevalcap")  # finds the folder without running the package
@@ -106,7 +106,7 @@ def _locate() -> tuple[dict[str, Path], str | None]:
         places.append((Path(package.submodule_search_locations[0]) / "meteor", "the installed pycocoevalcap"))
     if download_folder().is_dir():
         places.append((download_folder(), str(download_folder())))
-    problem = f"METEOR's tables are not here: {HOW_TO_GET}"
+    problem = f"METEOR's tables are not installed: {HOW_TO_GET}"
     for place, called in places:
         found, problem = _files_in(place, called)
         if problem is None:
@@ -133,7 +133,7 @@ def _files_in(folder: Path, called: str) -> tuple[dict[str, Path], str | None]:
 
 
 def load() -> Tables:
-    """The tables, read once a process. Raises InputError when they are not here or damaged."""
+    """The tables, read once per process. Raises InputError if they are missing or damaged."""
     found, problem = _locate()
     if problem is not None:
         raise InputError(problem)
@@ -146,7 +146,7 @@ def _load(jar: Path, paraphrases: Path, cache: Path) -> Tables:
 
 
 def read_jar(jar: Path) -> dict:
-    """The first four fields of Tables. Raises InputError for a jar that is not METEOR 1.5's."""
+    """The first four fields of Tables. Raises InputError if the jar is not METEOR 1.5's."""
     data = jar.read_bytes()
     _check(jar, hashlib.sha256(data).hexdigest())
     with zipfile.ZipFile(io.BytesIO(data)) as members:
@@ -179,7 +179,7 @@ def _check(path: Path, sha256: str) -> None:
 
 
 def _packed_paraphrases(source: Path, cache: Path) -> ParaphraseTable:
-    """The packed table from `cache`, packed from `source` first where it is missing or damaged."""
+    """The packed table from `cache`. If it is missing or damaged, it is packed from `source` first."""
     packed = cache / "meteor-1.5" / f"paraphrase-en-{SHA256[PARAPHRASES][:12]}-format{FORMAT}.npz"
     table = ParaphraseTable.load(packed)
     if table is None:
@@ -192,6 +192,6 @@ def _packed_paraphrases(source: Path, cache: Path) -> ParaphraseTable:
         try:
             with write_atomic(packed, "wb") as file:
                 table.save(file)
-        except (InputError, OSError) as error:  # the scores are right all the same; the next run is slow again
-            print(f"METEOR: the packed paraphrase table was not kept ({error})", file=sys.stderr)
+        except (InputError, OSError) as error:  # the scores are not affected; the next run packs again
+            print(f"METEOR: the packed paraphrase table was not saved ({error})", file=sys.stderr)
     return table

@@ -1,33 +1,33 @@
 """NIST (Doddington 2002, "Automatic Evaluation of Machine Translation Quality Using N-gram Co-Occurrence Statistics").
 
-BLEU counts every matching n-gram alike; NIST weighs it by how surprising its last
-word is, given the words before (equations 2 and 3 there):
+BLEU counts every matching n-gram the same; NIST weights it by how surprising its last
+word is, given the words before it (equations 2 and 3):
 
     info(w1..wn) = log2( count(w1..w(n-1)) / count(w1..wn) )       counted over all references;
-                                                                   for n = 1 the upper count is their total of words
+                                                                   for n = 1 the numerator is their number of words
     NIST = penalty * sum over n = 1..5 of
            (sum of info over matching n-grams) / (n-grams in the hypotheses)
 
     penalty = exp(-beta * ln(min(1, ratio))**2),    beta such that ratio 2/3 gives 1/2
     ratio   = hypothesis words / average reference words
 
-Matches are clipped as in BLEU. The sums run over the corpus before dividing. There is no upper bound, and
-a hypothesis equal to its reference is not always the best one: where a reference repeats a
+Matches are clipped as in BLEU. Numerator and denominator are summed over the corpus before dividing. There is
+no upper bound, and a hypothesis equal to its reference is not always the best one: if a reference repeats a
 common word, leaving one out raises the average information of the rest.
 
-"Average reference words" is read in two ways when segments have different numbers of references:
+"Average reference words" has two readings when segments have different numbers of references:
 
     python  (measure_scores.py -p)   sum over segments of the mean length of its references
     perl    (measure_scores.py)      all reference words / (references / segments)
 
-Papers have used either. A hypothesis as long as its references scores the same in both. The Perl script
-also lower-cases A-Z only (metrics/mteval.py), and takes the history "0" for no history
-(the string "0" is false in Perl), so that info("0 x") is computed from the total of words.
+Papers report both. They agree if the hypotheses have at least as many words as either average. The Perl
+script also lower-cases A-Z only (metrics/mteval.py), and treats the history "0" as no history
+(the string "0" is false in Perl), so that info("0 x") is computed from the total number of words.
 
-For hypotheses shorter than an n-gram we count no n-grams of that order, as mteval does;
-the Python reference counts -1 or less, and divides by zero on a lone segment of one to four tokens.
+A hypothesis shorter than n tokens has no n-grams of order n, as in mteval;
+the Python reference counts -1 or less, and divides by zero on a single segment of one to four tokens.
 
-Left out: n-grams longer than 5, document and segment averages of mteval's report.
+Left out: n-grams longer than 5, and the document and segment averages of mteval's report.
 
 Worked example. Reference "a a b", hypothesis "a b": info(a) = log2(3/2) = 0.585,
 info(b) = log2(3/1) = 1.585, info(a b) = log2(count(a) / count(a b)) = log2(2/1) = 1. Sum:
@@ -47,13 +47,13 @@ BETA = math.log(2) / math.log(3 / 2) ** 2  # penalty 1/2 at ratio 2/3
 
 
 def nist(segments: list[Segment], variant: str = "python", counts: dict[Ngram, int] | None = None) -> float:
-    """Corpus NIST, 0 or more (about 8 on E2E); pass a list of one segment for a sentence's.
+    """Corpus NIST, 0 or more (about 8 on E2E); pass a list of one segment for sentence NIST.
 
     segments: from `metrics.ngrams.segment`, counted up to order 5 or more.
     variant: "python" or "perl", the two readings of the average reference length.
-    counts: `reference_counts(segments)` where the caller has them already; most of the time goes there.
+    counts: `reference_counts(segments)`, if the caller has computed it; it takes most of the time.
 
-    Raises ValueError for another variant.
+    Raises ValueError for any other variant.
     """
     if variant not in ("python", "perl"):
         raise ValueError(f'variant must be "python" or "perl", not {variant!r}')
@@ -87,7 +87,7 @@ def _matches(segments: list[Segment]) -> Counter:
 
 
 def reference_counts(segments: list[Segment]) -> dict[Ngram, int]:
-    """Occurrences over all references, for the n-grams that match anywhere (their histories match too)."""
+    """Occurrences in all references of each n-gram that matches somewhere (its history then matches too)."""
     counts = {ngram: 0 for seg in segments for ngram in seg.matches}
     for seg in segments:
         for ngram in seg.reference_counts.keys() & counts.keys():
@@ -96,17 +96,17 @@ def reference_counts(segments: list[Segment]) -> dict[Ngram, int]:
 
 
 def average_reference_words(segments: list[Segment], variant: str) -> float:
-    """The words a hypothesis corpus of average length would have (see the two readings above)."""
+    """The number of words in a corpus of hypotheses of average length (see the two readings above)."""
     if variant == "python":
         return sum(sum(seg.reference_lengths) / len(seg.reference_lengths) for seg in segments)
     words = sum(sum(seg.reference_lengths) for seg in segments)
-    # mteval pads segments to equal numbers of references with empty ones, so it cannot count an empty one.
+    # mteval pads segments with empty references to equal numbers, so it does not count empty references.
     references = sum(sum(length > 0 for length in seg.reference_lengths) for seg in segments)
     return words * len(segments) / references if references else 0.0
 
 
 def length_penalty(hypothesis_words: float, reference_words: float) -> float:
-    """In 0..1: 1 from ratio 1 upwards, 1/2 at ratio 2/3, 0 for no words at all."""
+    """In 0..1: 1 from ratio 1 upwards, 1/2 at ratio 2/3, 0 without words."""
     if hypothesis_words >= reference_words:
         return 1.0
     if hypothesis_words <= 0:

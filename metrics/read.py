@@ -1,20 +1,20 @@
-"""The files system outputs and references come in, as the reference's measure_scores.py reads them.
+"""Reads files of system outputs and references, as the reference's measure_scores.py does.
 
-    outputs      text:   one output a line; a blank line is an empty output
+    outputs      text:   one output per line; a blank line is an empty output
                  table:  .csv or .tsv with a column of sources and one of outputs
-    references   text:   blocks of lines, a blank line between blocks: each block the references of one output;
-                         a file without blank lines holds one reference an output
+    references   text:   blocks of lines separated by a blank line: each block holds the references of one output;
+                         a file without blank lines holds one reference per output
                  table:  .csv or .tsv with a column of sources and one of references
                  pairs:  `source||reference` lines, the paper's E2E files
 
-References of a table are gathered by source: in the order of the outputs where these came
-with sources of their own, else consecutive rows with the same source belong together. References of
-pairs are gathered likewise, but wherever they stand in the file.
+References of a table are grouped by source. If the outputs have sources, the groups are in their order;
+otherwise a group is a run of consecutive rows with the same source. References of pairs are grouped in the same
+way, except that without sources of outputs a group is all lines with the same source, anywhere in the file.
 
-Where the reference stops with a traceback these raise `InputError`: one sentence with file, line and remedy.
-It is also more lenient in three places, none of which changes a number it gives: a table without a header line (which
-it means to read but cannot), several references for a single output, and blank lines at the end of a file. A
-byte-order mark is dropped from text too, where it leaves it glued to the first word.
+Where the reference scorer stops with a traceback, these functions raise `InputError`: one sentence with file, line
+and remedy. They accept three forms that the reference does not, none of which changes a score: a table without a
+header line (intended there, but broken), several references for a single output, and blank lines at the end of a
+file. A byte-order mark is also dropped from text, where the reference leaves it attached to the first word.
 
 Left out: JSON and SGML.
 """
@@ -27,21 +27,21 @@ from typing import NamedTuple
 
 from harness.files import InputError, read_text
 
-# A column is known by how its name begins, whatever the case. So is, alas, a first row of a table without
-# header whose text begins like that ("Outside the city ..."); the complaint then says to add a header.
+# A column is recognised by how its name begins, in any case. A first row of text can be mistaken for a header if it
+# begins the same way ("Outside the city ..."); the error message then says to add a header line.
 SOURCE_NAME = re.compile(r"mr|src|source|meaning|da|dial(ogue)?[_ .-]act", re.IGNORECASE)
 OUTPUT_NAME = re.compile(r"out|ref|sys", re.IGNORECASE)
 REFERENCE_NAME = re.compile(r"trg|tgt|target|ref|human", re.IGNORECASE)
 
-# Tables of the E2E challenge came through programs that took UTF-8 for Latin-1, or "£" for a Polish letter.
-# In this order: what the first repair leaves the second may still match.
+# Tables of the E2E challenge passed through programs that read UTF-8 as Latin-1, or "£" as a Polish letter.
+# The order matters: the result of the first repair can be changed by the second.
 REPAIRS = (("Ł", "£"), ("Â£", "£"), ("Ã©", "é"), ("ã©", "é"))
 
 
 class Scorable(NamedTuple):
-    """What `metrics.score` needs, and the sources to print beside it. All three have one entry an output."""
+    """The arguments of `metrics.score`, and the sources for printing. All three have one entry per output."""
 
-    sources: list[str]  # "" where the outputs came without
+    sources: list[str]  # "" if the outputs have none
     hypotheses: list[str]
     references: list[list[str]]
 
@@ -49,10 +49,10 @@ class Scorable(NamedTuple):
 def load(hypotheses_path: Path, references_path: Path, sources_path: Path | None = None) -> Scorable:
     """Read outputs and references and check that they belong together.
 
-    sources_path: a text file with one source a line (measure_scores.py's `-s`); the outputs must then be a
-    table, whatever the file is called, with exactly these sources in this order.
+    sources_path: a text file with one source per line (measure_scores.py's `-s`). The outputs must then be a
+    table, whatever the file's name, with exactly these sources in this order.
 
-    Raises InputError for a file that is missing, empty, not UTF-8 or not of these forms, for a source without
+    Raises InputError for a file that is missing, empty, not UTF-8 or in none of these forms, for a source without
     references, and for unequal numbers of outputs and references.
     """
     if sources_path is not None or _is_table(hypotheses_path):
@@ -74,7 +74,7 @@ def load(hypotheses_path: Path, references_path: Path, sources_path: Path | None
 def read_references(path: Path, sources: list[str]) -> list[list[str]]:
     """The references of each output, in the order of the outputs.
 
-    sources: one an output, as in `Scorable`; all "" when the outputs came without.
+    sources: one per output, as in `Scorable`; all "" if the outputs have none.
     """
     if _is_table(path):
         pairs = list(zip(*read_table(path, REFERENCE_NAME, "reference")))
@@ -89,9 +89,9 @@ def read_references(path: Path, sources: list[str]) -> list[list[str]]:
 
 
 def read_lines(path: Path) -> list[str]:
-    """The lines of a UTF-8 text without the white space around them. Blank ones stay, as "".
+    """The lines of a UTF-8 text without surrounding white space. Blank lines stay, as "".
 
-    The reference ends lines where Unicode does (U+2028 and U+0085 too), so `splitlines` and not "\\n".
+    Lines end where Unicode ends them (U+2028 and U+0085 too), as in the reference: hence `splitlines`.
     """
     return [line.strip() for line in read_text(path).splitlines()]
 
@@ -99,7 +99,7 @@ def read_lines(path: Path) -> list[str]:
 def read_table(path: Path, text_name: re.Pattern, what: str) -> tuple[list[str], list[str]]:
     """The sources and the texts of a CSV or TSV file, with or without a header line.
 
-    text_name: how the name of the texts' column begins; what: "output" or "reference", for complaints.
+    text_name: how the name of the column of texts begins; what: "output" or "reference", for error messages.
     """
     numbered = [(number, line) for number, line in enumerate(read_lines(path), start=1) if line]
     for broken, right in REPAIRS:
@@ -152,7 +152,7 @@ def _parse_rows(path: Path, lines: list[str], numbers: list[int]) -> list[tuple[
 
 
 def _gather(pairs: list[tuple[str, str]], sources: list[str], path: Path) -> list[list[str]]:
-    """For each source the texts of all pairs that have it, in file order."""
+    """For each source, the texts of all pairs with that source, in file order."""
     by_source: dict[str, list[str]] = {}
     for source, text in pairs:
         by_source.setdefault(source, []).append(text)

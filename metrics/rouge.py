@@ -5,8 +5,8 @@
     F = (1 + beta^2) * P * R / (R + beta^2 * P),          beta = 1.2, in favour of recall
 
 LCS is the length of the longest common subsequence: tokens in the same order, not
-necessarily side by side. With several references the best P and the best R are taken
-*separately*, possibly from different references, as the COCO scorer does. The corpus
+necessarily adjacent. With several references the best P and the best R are taken
+*separately*, possibly from different references, as in the COCO scorer. The corpus
 score is the mean over segments.
 
 Left out: Lin's summary-level union over sentences, stemming, and stop words.
@@ -24,10 +24,10 @@ BETA = 1.2
 
 
 def rouge_l(hypotheses_tokens: list[list[str]], references_tokens: list[list[list[str]]]) -> tuple[float, list[float]]:
-    """ROUGE-L in 0..1: (mean over segments, [one score a segment]).
+    """ROUGE-L in 0..1: (mean over segments, [one score per segment]).
 
     hypotheses_tokens: N lists of PTB tokens without punctuation (metrics/ptb.py).
-    references_tokens: N lists of one or more such lists.
+    references_tokens: N lists of one or more token lists.
     """
     scores = [
         sentence_rouge_l(hypothesis, references) for hypothesis, references in zip(hypotheses_tokens, references_tokens)
@@ -50,7 +50,7 @@ def sentence_rouge_l(hypothesis: list[str], references: list[list[str]]) -> floa
 
 
 def token_positions(tokens: list[str]) -> dict[str, int]:
-    """Token -> an integer whose bit i is set where tokens[i] is that token."""
+    """Token -> an integer whose bit i is set if tokens[i] is that token."""
     positions: dict[str, int] = {}
     for index, token in enumerate(tokens):
         positions[token] = positions.get(token, 0) | (1 << index)
@@ -58,10 +58,10 @@ def token_positions(tokens: list[str]) -> dict[str, int]:
 
 
 def lcs_length(positions: dict[str, int], length: int, other: list[str]) -> int:
-    """Longest common subsequence of `other` and the `length` tokens whose `positions` are given.
+    """Length of the longest common subsequence of `other` and the `length` tokens with these `positions`.
 
     Bit-parallel after Hyyro (2004): one row of the usual table fits one Python integer,
-    since neighbouring cells of a row differ by 0 or 1. Bit i of `row` is 0 where
+    since neighbouring cells of a row differ by 0 or 1. Bit i of `row` is 0 if
     the table steps up at column i, so the LCS is the number of zeros at the end.
     A token of `other` costs one addition instead of a loop over the row:
     the carry moves each step to the left-most match before the next step.

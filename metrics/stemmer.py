@@ -1,9 +1,9 @@
 """Snowball's English stemmer ("Porter2"), in the edition inside meteor-1.5.jar.
 
 Source: M. F. Porter, "Snowball: A language for stemming algorithms" (2001), the English stemmer.
-METEOR counts two different words with one stem as a match (metrics/meteor_align.py).
+METEOR counts two different words with the same stem as a match (metrics/meteor_match.py).
 
-A suffix is only taken off when enough word is left before it, which two marks measure:
+A suffix is removed only if enough of the word is left before it. Two regions measure that:
 
     R1 = what follows the first consonant after a vowel;  R2 = the same rule applied again inside R1
 
@@ -12,13 +12,13 @@ A suffix is only taken off when enough word is left before it, which two marks m
                               |---|   R2 = "ul"
 
 Vowels are a e i o u y; a y at the start of a word or after a vowel is a consonant and is written Y
-while the steps run. Each step looks for the *longest* of its suffixes that the word ends in, and
-only then asks for that suffix's condition: if it fails the step does nothing, a shorter suffix
-does not get a turn.
+while the steps run. Each step finds the *longest* of its suffixes that the word ends in, and
+then checks that suffix's condition. If the condition fails, the step does nothing: shorter suffixes
+are not tried.
 
-Worked example: "nationally". R1 starts behind "nat" ("ionally"), R2 behind "nation" ("ally").
-Step 1c writes the y as i ("nationalli"); step 2 finds "alli" in R1 and writes "al" ("national");
-step 3's "tional" does not begin in R1; step 4 finds "al" in R2 and takes it off: "nation".
+Worked example: "nationally". R1 starts after "nat" ("ionally"), R2 after "nation" ("ally").
+Step 1c writes the y as i ("nationalli"); step 2 finds "alli" in R1 and replaces it by "al" ("national");
+step 3's "tional" does not begin in R1; step 4 finds "al" in R2 and removes it: "nation".
 
 >>> stem("nationally"), stem("restaurants"), stem("dying"), stem("fluently")
 ('nation', 'restaur', 'die', 'fluentli')
@@ -26,8 +26,8 @@ step 3's "tional" does not begin in R1; step 4 finds "al" in R2 and takes it off
 Where the jar's edition (about 2010) differs from today's Snowball:
 * the words that shift R1 are gener-, commun- and arsen- only;
 * there is no suffix -ogist in step 2, and no special past tense ("-eed" aside) in step 1b;
-* a word is "short" at the end of step 1b when the cut falls exactly at the mark R1 that was set
-  *before* anything was cut. A word whose R1 was empty never counts as short, whatever is left.
+* a word is "short" at the end of step 1b if the cut is exactly at the R1 that was determined
+  *before* anything was cut. A word whose R1 was empty never counts as short.
 
 Left out: other languages, and upper case (METEOR lower-cases first).
 """
@@ -43,9 +43,9 @@ IRREGULAR = {
 }  # fmt: skip
 UNCHANGED = frozenset("sky news howe atlas cosmos bias andes".split())
 DONE_AFTER_STEP_1A = frozenset("inning outing canning herring earring proceed exceed succeed".split())
-R1_AFTER = ("gener", "commun", "arsen")  # R1 starts right behind these beginnings
+R1_AFTER = ("gener", "commun", "arsen")  # R1 starts right after these beginnings
 
-# Suffix -> what replaces it.
+# Suffix -> replacement.
 STEP_2 = {
     "tional": "tion", "enci": "ence", "anci": "ance", "abli": "able", "entli": "ent",
     "izer": "ize", "ization": "ize", "ational": "ate", "ation": "ate", "ator": "ate",
@@ -83,7 +83,7 @@ def stem(word: str) -> str:
 def _mark_consonant_y(word: str) -> str:
     letters = list(word)
     for index, letter in enumerate(letters):
-        # The letter before is looked at after its own rewriting: in "yy" the second y is a vowel.
+        # The letter before has been rewritten already: in "yy" the second y is a vowel.
         if letter == "y" and (index == 0 or letters[index - 1] in VOWELS):
             letters[index] = "Y"
     return "".join(letters)
@@ -101,7 +101,7 @@ def _regions(word: str) -> tuple[int, int]:
 
 
 def _after_vowel_consonant(word: str, start: int) -> int:
-    """Index behind the first consonant that follows a vowel, from `start` on; len(word) if there is none."""
+    """Index after the first consonant that follows a vowel, from `start` on; len(word) if there is none."""
     seen_vowel = False
     for index in range(start, len(word)):
         if word[index] in VOWELS:
@@ -142,7 +142,7 @@ def _step_1a(word: str) -> str:
     if word.endswith(("ies", "ied")):
         return word[:-2] if len(word) > 4 else word[:-1]
     if word.endswith("s") and not word.endswith(("us", "ss")) and _has_vowel(word[:-2]):
-        return word[:-1]  # [:-2], since the vowel must not stand right before the s: "gas" stays
+        return word[:-1]  # [:-2] above: a vowel right before the s does not count, so "gas" stays
     return word
 
 
@@ -166,7 +166,7 @@ def _step_1b(word: str, r1: int) -> str:
 
 
 def _step_1c(word: str) -> str:
-    """y behind a consonant that does not begin the word: "happy" -> "happi", but "by", "say"."""
+    """y after a consonant that does not begin the word: "happy" -> "happi", but "by" and "say" stay."""
     if len(word) > 2 and word[-1] in "yY" and word[-2] not in VOWELS:
         return word[:-1] + "i"
     return word
@@ -186,7 +186,7 @@ def _step_2(word: str, r1: int) -> str:
 
 
 def _step_3(word: str, r1: int, r2: int) -> str:
-    """ "electrical" -> "electric", "goodness" -> "good"; -ative only from R2."""
+    """ "electrical" -> "electric", "goodness" -> "good"; -ative only in R2."""
     suffix = _longest_suffix(word, STEP_3)
     rest = word[: len(word) - len(suffix)]
     if not suffix or len(rest) < (r2 if suffix == "ative" else r1):
@@ -195,7 +195,7 @@ def _step_3(word: str, r1: int, r2: int) -> str:
 
 
 def _step_4(word: str, r2: int) -> str:
-    """Takes off what is left of a derivation, from R2 only: "replacement" -> "replac", "adoption" -> "adopt"."""
+    """The rest of a derivation, in R2 only: "replacement" -> "replac", "adoption" -> "adopt"."""
     suffix = _longest_suffix(word, STEP_4)
     rest = word[: len(word) - len(suffix)]
     if not suffix or len(rest) < r2:

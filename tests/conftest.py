@@ -1,9 +1,9 @@
-"""What several test files share."""
+"""Fixtures shared by several test files."""
 
 import os
 import signal
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # transformers is here to compare with, not to download
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # transformers is only the reference; it must not download
 
 import pytest
 import torch
@@ -11,20 +11,19 @@ import transformers
 from tiny import write_data, write_model
 
 transformers.logging.set_verbosity_error()
-signal.signal(
-    signal.SIGINT, signal.default_int_handler
-)  # a shell lets what it starts in the background ignore Ctrl-C, which tests send
+# A shell makes its background processes ignore SIGINT, which some tests send.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread():
-    """On models this small several threads mostly wait for each other."""
+    """Several threads make models this small slower."""
     torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory):
-    """A folder with a tiny model (world / "model") and data (world / "data"). Read only."""
+    """A folder with a tiny model (world / "model") and data (world / "data"). Tests only read it."""
     folder = tmp_path_factory.mktemp("world")
     write_model(folder / "model")
     write_data(folder / "data")

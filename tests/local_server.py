@@ -1,11 +1,11 @@
-"""A web server on this machine that misbehaves as told: what downloads meet out there, without a network."""
+"""A local web server whose faults the tests choose: broken connections, missing features, errors."""
 
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 class Server(ThreadingHTTPServer):
-    """Serves `files`; the other attributes say how badly. `seen` lists the requests, (path, Range, If-Range)."""
+    """Serves `files`; the other attributes choose its faults. `seen` lists the requests, (path, Range, If-Range)."""
 
     daemon_threads = True
 
@@ -13,14 +13,14 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.address = f"http://127.0.0.1:{self.server_port}"
         self.files: dict[str, bytes] = {}
-        self.redirects: dict[str, tuple[str, dict]] = {}  # path -> (where to, headers)
+        self.redirects: dict[str, tuple[str, dict]] = {}  # path -> (target, headers)
         self.etag: str | None = '"version-1"'
         self.knows_ranges = True
-        self.states_length = True  # False: that the answer is over is seen from the connection's end alone
-        self.statuses: list[int] = []  # what the next requests are answered with, instead of the file
-        self.cuts: list[int] = []  # the next answers break off behind so many bytes
-        self.promise = 0  # bytes that Content-Length states beyond those that come
-        self.half_way = lambda: None  # called when half of an answer is out
+        self.states_length = True  # False: only the end of the connection ends the response
+        self.statuses: list[int] = []  # of the next responses, in place of the file
+        self.cuts: list[int] = []  # the next responses break off after this many bytes
+        self.promise = 0  # bytes by which Content-Length exceeds the body
+        self.half_way = lambda: None  # called when half of a response has been sent
         self.seen: list[tuple[str, str | None, str | None]] = []
 
     def __enter__(self):
@@ -32,7 +32,7 @@ class Server(ThreadingHTTPServer):
         self.server_close()
 
     def handle_error(self, request, client_address):
-        """A client that hangs up is what these tests are about."""
+        """Clients that hang up are part of the tests: print nothing."""
 
 
 class Handler(BaseHTTPRequestHandler):

@@ -84,6 +84,15 @@ def our_scores(hypotheses, references) -> Scores:
     }
 
 
+def assert_equal(ours: Scores, theirs: Scores) -> None:
+    """The corpus score and every segment's, for each key of `theirs` that we can compute here."""
+    assert theirs.keys() - metrics.unavailable() <= ours.keys()
+    for key in theirs.keys() & ours.keys():
+        pairs = enumerate(zip(ours[key], theirs[key], strict=True))
+        different = [(number, *pair) for number, pair in pairs if not abs(pair[0] - pair[1]) <= 1e-6]
+        assert not different, (key, different[:5])  # number 0 is the corpus
+
+
 # ------------------------------------------------------------------------- whole corpora
 
 E2E_FILES = ("src1_test.txt", "testset_w_refs.csv")

@@ -153,7 +153,7 @@ def test_a_vocabulary_too_small_for_the_beam_is_refused():
 def train_briefly(folder, examples, steps: int, batch: int, seed: int = 0) -> GPT2:
     """Fine-tune a folder's model until it ends its sentences; the folder then holds the trained weights.
 
-    In double precision: in single, the order of additions would decide over the model, and now and then over a tie of beams.
+    In double precision: in single, the order of additions would change the model, and sometimes decide a tie of beams.
     """
     tokenizer = load_tokenizer(str(folder))
     model = load_gpt2(str(folder)).double().train()
@@ -226,7 +226,8 @@ def test_same_token_ids_as_transformers_on_200_prompts(trained, reference_gpt2, 
         mask = torch.tensor([[0] * (S - len(p)) + [1] * len(p) for p in batch])
         theirs = twin.generate(
             tokens, attention_mask=mask, num_beams=5, early_stopping=False, length_penalty=1.0, do_sample=False,
-            max_new_tokens=60, eos_token_id=end, pad_token_id=end, bad_words_ids=[[i] for i in newline_tokens(tokenizer)],
+            max_new_tokens=60, eos_token_id=end, pad_token_id=end,
+            bad_words_ids=[[i] for i in newline_tokens(tokenizer)],
         )  # fmt: skip
         for i, row in enumerate(theirs[:, S:].tolist()):
             assert ours[start + i] == (row[: row.index(end)] if end in row else row), f"prompt {start + i}"

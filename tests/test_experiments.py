@@ -1,4 +1,4 @@
-"""The experiment: a grid of tiny runs from end to end, killed and taken up again, and the report made from its results alone."""
+"""The experiment: a grid of tiny runs from end to end, killed and resumed, and the report made from its results."""
 
 import csv
 import dataclasses
@@ -48,12 +48,13 @@ CELLS = (
 
 def arguments(world, folder, *more: str, steps: int = 4) -> list[str]:
     """The command line of a small grid with its results in folder / "tiny"."""
-    return ["--model", str(world / "model"), "--data", str(world / "data"), "--max_steps", str(steps), "--max_new_tokens", "12",
-            "--device", "cpu", "--dtype", "fp32", "--out", str(folder / "tiny"), "--runs", str(folder / "runs"), *more]  # fmt: skip
+    flags = {"model": world / "model", "data": world / "data", "max_steps": steps, "max_new_tokens": 12}
+    flags |= {"device": "cpu", "dtype": "fp32", "out": folder / "tiny", "runs": folder / "runs"}
+    return [word for name, value in flags.items() for word in (f"--{name}", str(value))] + list(more)
 
 
 def write_rates(folder: Path, data: str = "data") -> None:
-    """What a search on this data would have left."""
+    """Write search.csv as a search on this data would."""
     rows = [{"family": family, "data": data, "lr": RATE, "chosen": "yes"} for family in grid.PUBLISHED_RATES]
     write_rows(folder / "tiny" / "search.csv", search.COLUMNS, rows)
 
@@ -65,8 +66,8 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module", autouse=True)
 def quick_runs():
-    """Shorten what is not tested here: fitting a prefix to words (test_prefix.py), and the garbage collection after each
-    run, which need not look at what pytest and transformers have loaded by now."""
+    """Shorten what is not tested here: fitting a prefix to words (see test_prefix.py), and the garbage collection after
+    each run, which skips the objects that pytest and transformers have created by now."""
     gc.collect()
     gc.freeze()
     with pytest.MonkeyPatch.context() as patch:
@@ -124,7 +125,7 @@ def test_the_grid_is_the_posters_and_the_papers_with_train_pys_defaults(world):
         own = dataclasses.asdict(runs[name].settings)
         assert {key for key, value in dataclasses.asdict(expected).items() if own[key] != value} <= where
         assert runs[name].steps == 5 * 12 and own["valid_every"] == 12  # after each epoch of 120 examples
-    for steps in (1, 4, 42, 59):  # however many there are, no more than five looks at the validation set
+    for steps in (1, 4, 42, 59):  # never more than five validations
         shorter = grid.plan(base | {"max_steps": steps}, grid.PUBLISHED_RATES, "runs/x")
         assert all(estimate.validations(run) <= 5 for run in shorter)
     s = runs["low50-prefix-seed101"].settings
@@ -147,19 +148,18 @@ def test_the_grid_is_the_posters_and_the_papers_with_train_pys_defaults(world):
     assert runs["prefix5-direct-seed101"].settings.no_reparam and not runs["init-random-seed101"].settings.init_text
 
 
-@pytest.mark.skipif(not (os.environ.get("TIKTOKEN_CACHE_DIR") or (ROOT.parent / "shared" / "tiktoken_cache").exists()),
-                    reason="GPT-2's vocabulary is not at hand (../shared/tiktoken_cache or TIKTOKEN_CACHE_DIR)")  # fmt: skip
+VOCABULARY = os.environ.get("TIKTOKEN_CACHE_DIR") or str(ROOT.parent / "shared" / "tiktoken_cache")
+
+
+@pytest.mark.skipif(
+    not Path(VOCABULARY).exists(), reason="needs GPT-2's vocabulary in TIKTOKEN_CACHE_DIR or ../shared/tiktoken_cache"
+)
 def test_for_gpt2_the_words_are_six_tokens(world, monkeypatch):
-    monkeypatch.setenv(
-        "TIKTOKEN_CACHE_DIR", os.environ.get("TIKTOKEN_CACHE_DIR") or str(ROOT.parent / "shared" / "tiktoken_cache")
-    )
-    runs = {
-        run.name: run
-        for run in grid.plan({"data": str(world / "data"), "device": "cpu"}, grid.PUBLISHED_RATES, "runs/x")
-    }
-    assert {runs[f"{name}-seed101"].settings.prefix_len for name in ("init-words", "init-random", "low500-prefix")} == {
-        6
-    }
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", VOCABULARY)
+    base = {"data": str(world / "data"), "device": "cpu"}
+    runs = {run.name: run for run in grid.plan(base, grid.PUBLISHED_RATES, "runs/x")}
+    lengths = {runs[f"{name}-seed101"].settings.prefix_len for name in ("init-words", "init-random", "low500-prefix")}
+    assert lengths == {6}
     assert runs["prefix5-seed101"].settings.model == "gpt2"
 
 
@@ -190,8 +190,10 @@ def test_every_cell_has_a_place_in_the_report():
 
 def test_a_grid_runs_from_end_to_end(world, made):
     rows = read_runs(made / "tiny")
-    cells = ("finetune", "prefix5", "prefix1", "infix10", "embedding10", "prefix5-direct", "init-random", "init-words", "low50-prefix",
-             "low50-finetune")  # fmt: skip
+    cells = (
+        "finetune", "prefix5", "prefix1", "infix10", "embedding10", "prefix5-direct", "init-random", "init-words",
+        "low50-prefix", "low50-finetune",
+    )  # fmt: skip
     both = ("finetune", "prefix5", "infix10", "low50-prefix", "low50-finetune")
     expected = [f"{cell}-seed{seed}" for cell in cells for seed in (1, 2) if seed == 1 or cell in both]
     assert list(rows) == ["zeroshot", "prompt", *expected]  # in the grid's order
@@ -260,7 +262,7 @@ def test_a_run_of_other_settings_is_not_taken_for_the_recorded_one(world, made, 
     )
 
 
-def test_a_grid_stopped_in_a_run_goes_on_in_it_and_ends_with_the_same_results(
+def test_a_grid_stopped_in_a_run_continues_it_and_ends_with_the_same_results(
     world, tmp_path, no_report, monkeypatch, capsys
 ):
     cells = ("--seeds", "1", "--only", "finetune", "infix1")
@@ -283,9 +285,10 @@ def test_a_grid_stopped_in_a_run_goes_on_in_it_and_ends_with_the_same_results(
     monkeypatch.setattr(train_module, "update", update)
     reproduce.main(arguments(world, tmp_path / "stopped", *cells, steps=6))
     assert "resuming at step 3 of 6" in capsys.readouterr().out
-    measured = ("training_seconds", "examples_per_s", "validation_seconds", "decoding_seconds")
-    one, other = ([{k: v for k, v in row.items() if k not in measured} for row in read_runs(tmp_path / name / "tiny").values()]
-                  for name in ("whole", "stopped"))  # fmt: skip
+    measured = dict.fromkeys(("training_seconds", "examples_per_s", "validation_seconds", "decoding_seconds"))
+    one, other = (
+        [row | measured for row in read_runs(tmp_path / name / "tiny").values()] for name in ("whole", "stopped")
+    )
     assert one == other and len(one) == 2
     for kind in ("outputs", "curves", "samples"):
         assert contents(tmp_path / "whole" / "tiny" / kind) == contents(tmp_path / "stopped" / "tiny" / kind)
@@ -312,7 +315,7 @@ reproduce.main(sys.argv[2:])
 """
 
 
-def test_a_grid_that_was_killed_outright_keeps_its_finished_runs_and_goes_on(world, tmp_path, no_report):
+def test_a_grid_that_was_killed_keeps_its_finished_runs_and_continues(world, tmp_path, no_report):
     write_rates(tmp_path)
     own = arguments(world, tmp_path, "--seeds", "1", "--only", "prefix1", "infix1")
     process = subprocess.run([sys.executable, "-c", KILLED, str(ROOT), *own], capture_output=True, text=True)
@@ -326,7 +329,7 @@ def test_a_grid_that_was_killed_outright_keeps_its_finished_runs_and_goes_on(wor
     )
 
 
-def test_a_failing_run_is_reported_and_the_others_go_on(world, tmp_path, monkeypatch, capsys):
+def test_a_failing_run_is_reported_and_the_others_continue(world, tmp_path, monkeypatch, capsys):
     write_rates(tmp_path)
 
     def broken(*_):
@@ -343,7 +346,7 @@ def test_a_failing_run_is_reported_and_the_others_go_on(world, tmp_path, monkeyp
     assert "failed: zeroshot: ZeroDivisionError: a bug" in err
     assert "fine-tune, 50 examples" in (tmp_path / "tiny" / "table.md").read_text()
     write_rates(tmp_path / "none")
-    with pytest.raises(SystemExit) as ended:  # where all fail there is nothing to report on
+    with pytest.raises(SystemExit) as ended:  # if all fail, there is nothing to report
         reproduce.main(arguments(world, tmp_path / "none", "--seeds", "1", "--only", "zeroshot"))
     assert ended.value.code == 1 and "failed: zeroshot: ZeroDivisionError: a bug" in capsys.readouterr().err
 
@@ -391,8 +394,8 @@ def test_the_estimate_adds_up_what_finished_runs_took(world, made):
 
 
 def test_words_in_front_are_the_prefix_that_these_words_are(world, tmp_path):
-    s = Settings(mode="finetune", model=str(world / "model"), data=str(world / "data"), device="cpu", dtype="fp32", max_new_tokens=12,
-                 out=str(tmp_path / "prompt")).resolve()  # fmt: skip
+    where = {"model": str(world / "model"), "data": str(world / "data"), "out": str(tmp_path / "prompt")}
+    s = Settings(mode="finetune", device="cpu", dtype="fp32", max_new_tokens=12, **where).resolve()
     outputs = (zero_shot(s, "table-to-text:") / "outputs.txt").read_text().splitlines()
     plain = (zero_shot(dataclasses.replace(s, out=str(tmp_path / "plain"))) / "outputs.txt").read_text().splitlines()
     model, tokenizer = load_gpt2(s.model).eval(), load_tokenizer(s.model)
@@ -409,13 +412,14 @@ def test_words_in_front_are_the_prefix_that_these_words_are(world, tmp_path):
 # ----------------------------------------------------------------------------- learning rates
 
 
-@pytest.mark.parametrize("best, tried", [(1e-3, search.LADDER[3:6]), (1e-4, search.LADDER[1:6]), (1e-2, search.LADDER[3:8]),
-                                         (0.0, search.LADDER[:6]), (9.0, search.LADDER[3:])])  # fmt: skip
-def test_the_search_goes_on_at_the_end_where_the_best_rate_is(best, tried):
-    assert sorted(search.climb(lambda lr: abs(lr - best))) == list(tried)
+@pytest.mark.parametrize(
+    "best, first, end", [(1e-3, 3, 6), (1e-4, 1, 6), (1e-2, 3, 8), (0.0, 0, 6), (9.0, 3, len(search.LADDER))]
+)
+def test_the_search_extends_the_end_that_has_the_best_rate(best, first, end):
+    assert sorted(search.climb(lambda lr: abs(lr - best))) == list(search.LADDER[first:end])
 
 
-def test_the_search_takes_the_rate_with_the_lowest_validation_loss_and_goes_on_where_it_stopped(
+def test_the_search_takes_the_rate_with_the_lowest_validation_loss_and_continues_where_it_stopped(
     world, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(search, "LADDER", (1e-4, 1e-3, 1e-2, 1e-1))
@@ -444,8 +448,10 @@ def test_the_search_takes_the_rate_with_the_lowest_validation_loss_and_goes_on_w
     first = len(given)
     rates = search.search(tmp_path, tmp_path / "runs", base, max_steps=2)
     assert rates.keys() == grid.PUBLISHED_RATES.keys() and (tmp_path / "search.csv").read_text().startswith(before)
-    assert {(s.mode, s.no_reparam, s.train_examples) for s in given[first:]} == {  # nothing of the families that were done
-        ("embedding", False, None), ("prefix", True, None), ("finetune", False, None), ("prefix", False, 100), ("finetune", False, 100)}  # fmt: skip
+    assert {(s.mode, s.no_reparam, s.train_examples) for s in given[first:]} == {  # only the families that were left
+        ("embedding", False, None), ("prefix", True, None), ("finetune", False, None),
+        ("prefix", False, 100), ("finetune", False, 100),
+    }  # fmt: skip
     for family in rates:
         rows = [row for row in read_rows(tmp_path / "search.csv") if row["family"] == family]
         assert [row["lr"] for row in rows if row["chosen"]] == [
@@ -465,7 +471,7 @@ def test_the_search_is_never_longer_than_the_grid(world, tmp_path, monkeypatch):
     assert max(steps) == 2 * 12  # 120 examples
 
 
-def test_a_rate_at_which_training_diverges_is_no_choice(world, tmp_path):
+def test_a_rate_at_which_training_diverges_is_not_chosen(world, tmp_path):
     base = {
         "model": str(world / "model"),
         "data": str(world / "data"),
@@ -508,8 +514,8 @@ def test_the_table_states_mean_and_spread_over_seeds(made, tmp_path):
     prefix5 = next(line for line in table.splitlines() if line.startswith("| prefix, P = 5 |"))
     assert prefix5.startswith("| prefix, P = 5 | 1,280 (0.94 %) | 62.0 ± 2.8 |")
     assert (
-        "± is the standard deviation over seeds (infix, P = 10: 2; prefix, P = 5: 2; fine-tune: 2); the other rows are single runs"
-        in table
+        "± is the standard deviation over seeds (infix, P = 10: 2; prefix, P = 5: 2; fine-tune: 2);"
+        " the other rows are single runs" in table
     )
     assert (
         "| *poster, prefix 0.1 %* | – | 68.5 | – | 8.71 | 44.3 | 70.4 | 2.34 | – |" in table
@@ -517,7 +523,7 @@ def test_the_table_states_mean_and_spread_over_seeds(made, tmp_path):
     assert "| untuned | none |" in table
 
 
-def test_what_others_report_of_e2e_stands_beside_e2e_alone(made, tmp_path):
+def test_published_rows_appear_for_e2e_only(made, tmp_path):
     for name, there in (("data", False), (record.E2E, True)):
         write_rows(tmp_path / "runs.csv", COLUMNS, [row | {"data": name} for row in read_runs(made / "tiny").values()])
         whole = report.full_report(report.summarise(tmp_path))
@@ -553,7 +559,7 @@ def test_runs_that_differ_in_more_than_the_seed_are_not_averaged(made, tmp_path)
         report.summarise(tmp_path)
 
 
-def test_a_run_that_was_decoded_otherwise_gets_no_row(world, tmp_path, no_report, capsys):
+def test_a_run_decoded_with_other_settings_gets_no_row(world, tmp_path, no_report, capsys):
     write_rates(tmp_path)
     own = arguments(world, tmp_path, "--seeds", "1", "--only", "prefix1", "prompt")
     reproduce.main(own)
@@ -617,7 +623,7 @@ def test_finished_runs_are_decoded_again_with_each_length_norm(world, made, tmp_
     )
 
 
-def test_what_was_not_trained_or_is_not_there_is_not_decoded_again(made, tmp_path, capsys):
+def test_a_run_that_was_not_trained_or_is_missing_is_not_decoded_again(made, tmp_path, capsys):
     for name in ("prefix5-seed9", "zeroshot"):
         with pytest.raises(SystemExit):
             decode_with_each_norm(made, name)

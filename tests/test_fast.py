@@ -102,7 +102,7 @@ def test_the_loss_without_gradients_is_the_plain_one(mode):
 
 
 def test_positions_are_derived_from_labels_alone():
-    """Two rows of 9: a prompt of 2 and a text of 3, a prompt of 1 and a text of 1. Nothing after a last label matters."""
+    """Rows of 9: a prompt of 2 and a text of 3; a prompt of 1 and a text of 1. After a last label nothing matters."""
     labels = torch.full((2, 9), -100)
     labels[0, 2:5], labels[1, 1] = torch.tensor([7, 8, 9]), 6
     real, scored, targets = positions_of(labels)
@@ -112,7 +112,7 @@ def test_positions_are_derived_from_labels_alone():
 
 
 def test_a_model_that_is_unfrozen_again_has_wtes_whole_gradient():
-    """After preparation for bf16 with a frozen wte: its second use, as the output layer, has a gradient for every word."""
+    """After preparation for bf16 with a frozen wte: as the output layer, it has a gradient for every word."""
     model, prefix = start("prefix", plain=False, dtype="bf16")
     engine, batch = Engine(False, "cpu", "bf16"), collate(examples(LENGTHS["padded"]), pad=END)
     loss_of = engine.in_precision(fast.summed_loss)
@@ -217,7 +217,7 @@ def test_the_plain_path_trains_and_decodes_mini_from_the_command_line_to_the_sam
         len(texts[0]) == 81 and sum(a == b for a, b in zip(*texts)) >= 79
     )  # weights differ by rounding, beams may too
     evaluated = subprocess.run(
-        [sys.executable, "evaluate.py", "--run", plain, "--plain", "--table", "name : Lotus | food : Thai", "--dtype", "fp32"],
+        [sys.executable, "evaluate.py", "--run", plain, "--plain", "--table", "name : Lotus | food : Thai"],
         cwd=ROOT, capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert re.search(r"\w", evaluated.stdout)

@@ -44,7 +44,7 @@ def test_no_file_of_the_method_imports_fast(name):
 
 
 def test_fast_has_one_door():
-    """Besides tests and benchmarks, only harness/door.py imports it, and fast/ itself imports the method's models only."""
+    """Besides tests and benchmarks, only harness/door.py imports it; fast/ itself imports the model only."""
     importers = {path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.py") if "fast" in packages(path)}
     outside = {path for path in importers if path.split("/")[0] not in ("fast", "tests", "benchmarks")}
     assert outside == {"harness/door.py"}

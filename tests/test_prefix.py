@@ -60,7 +60,8 @@ def test_logits_and_gradients_equal_transformers_given_the_same_keys_and_values(
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
     for name, p in prefix.named_parameters():
         assert p.grad.abs().max() > 1e-2
-        torch.testing.assert_close(gradients[name], p.grad, atol=1e-3, rtol=1e-4, msg=lambda text, name=name: f"{name}: {text}")
+        say = lambda text, name=name: f"{name}: {text}"
+        torch.testing.assert_close(gradients[name], p.grad, atol=1e-3, rtol=1e-4, msg=say)
 
 
 def test_the_frozen_model_gets_no_gradients(model, tokens):

@@ -1,4 +1,4 @@
-"""The sample data of mini/restaurants: what its generator promises, read from the files that are committed."""
+"""The sample data of mini/restaurants: the committed files have the properties that generator and README state."""
 
 import csv
 import re
@@ -26,7 +26,7 @@ def read_rows(path: Path) -> list[tuple[str, str]]:
 
 
 def fields_of(mr: str) -> dict[str, str]:
-    """`name[X], food[Thai]` -> {"name": "X", "food": "Thai"}; a source string of the paper's files is read too."""
+    """`name[X], food[Thai]` -> {"name": "X", "food": "Thai"}; also parses the paper's format."""
     if "[" in mr:
         return dict(re.findall(r"([^\[\], ][^\[\],]*)\[([^\]]*)\]", mr))
     official = {paper: name for name, paper in FIELDS.items()}
@@ -44,7 +44,7 @@ def words_of(text: str) -> list[str]:
 
 
 def without_values(table: dict[str, str], text: str) -> str:
-    """The words of a text, with each value a <field> and a "." behind each sentence: comparable whatever the text is about."""
+    """The words of a text with <field> for each value and a "." after each sentence, to compare sentence patterns."""
     words = re.findall(r"[^\W_]+|£|[.?!](?= |$)", text.strip().lower())
     line = f" {' '.join(words).replace(' an ', ' a ')} "
     for field, value in sorted(table.items(), key=lambda item: -len(item[1])):
@@ -63,7 +63,7 @@ def generate(*flags, script=FOLDER / "generate.py", cwd=None):
 
 
 def test_the_generator_reproduces_the_committed_files_byte_for_byte(tmp_path):
-    """Beside a copy of itself, without flags; and elsewhere, from another folder, with them."""
+    """Both a copy of the generator without flags, in its own folder, and the original with flags, in another folder."""
     (tmp_path / "mini" / "restaurants").mkdir(parents=True)
     (tmp_path / "harness").mkdir()
     for path in (ROOT / "harness" / "__init__.py", ROOT / "harness" / "files.py", *FOLDER.glob("*.py")):
@@ -105,7 +105,7 @@ def test_no_table_is_in_two_of_the_files():
 
 
 @pytest.mark.parametrize(("split", "least", "most"), [("train", 3, 4), ("valid", 4, 6), ("test", 5, 8)])
-def test_the_texts_of_a_table_differ_and_stand_together(split, least, most):
+def test_the_texts_of_a_table_differ_and_are_adjacent(split, least, most):
     runs = [[text for _, text in rows] for _, rows in groupby(ROWS[split], key=lambda row: row[0])]
     assert len(runs) == len(TABLES[split])
     assert all(least <= len(texts) == len(set(texts)) <= most for texts in runs)
@@ -136,33 +136,36 @@ def test_a_third_of_the_validation_and_test_tables_have_names_of_words_that_no_o
 # ----------------------------------------------------------------------------- texts
 
 VALUES = {field: {table[field] for table, _ in ALL if field in table} for field in FIELDS}
-# yes and no are said in words: of families, parents or children; and no with a negation among these.
+# yes and no are stated in words about families, parents or children; no with one of these negations.
 FAMILY = r"\b(famil|child|parents)"
-NO = r"hardly family-friendly|not (meant|right|suit|seat|catered|bring)|nothing for children|cannot bring|leave the children"
+NO = (
+    r"hardly family-friendly|not (meant|right|suit|seat|catered|bring)"
+    r"|nothing for children|cannot bring|leave the children"
+)
 
 
-def says(text: str, value: str) -> int:
-    """How often a value begins a word ("high" is said by "high-priced" and "highly", "moderate" by "moderately")."""
+def mentions(text: str, value: str) -> int:
+    """How often a word starts with a value ("high-priced" and "highly" count for "high")."""
     return len(re.findall(rf"(?<!\w){re.escape(value)}", text, re.I))
 
 
-def test_every_value_is_said_as_it_stands_in_the_table():
-    """All fields but familyFriendly. A text of a table with a high price and a high rating says "high" twice."""
+def test_every_value_is_stated_literally():
+    """All fields except familyFriendly. A text for a table with a high price and a high rating has "high" twice."""
     for table, text in ALL:
         wanted = Counter(value for field, value in table.items() if field != "familyFriendly")
         for value, times in wanted.items():
-            assert says(text, value) >= times, (value, text)
+            assert mentions(text, value) >= times, (value, text)
         assert text.count(table["name"]) == 1
 
 
-def test_family_friendly_is_said_in_words():
+def test_family_friendly_is_stated_in_words():
     for table, text in ALL:
         assert bool(re.search(FAMILY, text, re.I)) == ("familyFriendly" in table), text
         if "familyFriendly" in table:
             assert bool(re.search(NO, text, re.I)) == (table["familyFriendly"] == "no"), text
 
 
-def test_nothing_is_said_that_the_table_does_not_have():
+def test_nothing_is_stated_that_the_table_does_not_have():
     any_value = {
         field: re.compile(rf"\b({'|'.join(VALUES[field])})\b", re.I) for field in ("eatType", "food", "area", "near")
     }
@@ -192,16 +195,15 @@ def test_articles_spaces_and_sentence_ends_are_right():
 
 
 def test_most_texts_have_a_sentence_pattern_of_their_own():
-    """As the readme states it: texts with their values taken out."""
+    """The README's count of texts with their values removed."""
     patterns = Counter(without_values(table, text) for table, text in ALL)
-    stated = re.search(
-        r"the ([\d,]+) texts\s+still\s+make\s+([\d,]+)\s+different", (FOLDER / "README.md").read_text(encoding="utf-8")
-    )
+    readme = " ".join((FOLDER / "README.md").read_text(encoding="utf-8").split())
+    stated = re.search(r"the ([\d,]+) texts still make ([\d,]+) different", readme)
     assert [int(number.replace(",", "")) for number in stated.groups()] == [len(ALL), len(patterns)]
     assert patterns.most_common(1)[0][1] < 0.01 * len(ALL)
 
 
-# ----------------------------------------------------------------------------- as the program reads them
+# ----------------------------------------------------------------------------- read by load_split
 
 
 def test_load_split_reads_them_in_the_papers_form():
@@ -218,9 +220,9 @@ def test_load_split_reads_them_in_the_papers_form():
 # ----------------------------------------------------------------------------- not E2E
 
 
-@pytest.mark.skipif(not E2E.exists(), reason="E2E's files are not at hand (../shared/e2e)")
+@pytest.mark.skipif(not E2E.exists(), reason="needs E2E's files in ../shared/e2e")
 def test_no_name_no_sentence_and_no_eight_words_in_a_row_are_e2es():
-    """Sentences are compared with all of E2E, the runs of eight words with its development and test references."""
+    """Names and sentences: compared with all of E2E. Eight words: with its development and test references."""
     tokenised = {split: (E2E / f"src1_{split}.txt").read_text(encoding="utf-8").splitlines() for split in SPLITS}
     held_out = [row for file in ("devset.csv", "testset_w_refs.csv") for row in read_rows(E2E / file)]
     held_out += [line.split("||") for split in ("valid", "test") for line in tokenised[split]]

@@ -55,12 +55,13 @@ def column(path: Path, name: str) -> list[float]:
 @pytest.mark.parametrize("plain", [False, True], ids=["fast", "plain"])
 @pytest.mark.parametrize("run", LOSSES)
 def test_losses_and_gradient_norms_are_those_of_the_revision(world, tmp_path, run, plain):
-    """fp32: 1e-5 on the fast path. bf16 sums are ordered otherwise on another CPU, and the plain path rounds no logits."""
+    """fp32: 1e-5 on the fast path. In bf16 another CPU orders sums otherwise, and the plain path rounds no logits."""
     name, dtype = run.split(", ")
     bound = {("fp32", False): 1e-5, ("fp32", True): 1e-4, ("bf16", False): 0.01, ("bf16", True): 0.02}[dtype, plain]
     settings = Settings(
-        model=str(world / "model"), data=str(world / "data"), out=str(tmp_path / "run"), device="cpu", dtype=dtype, plain=plain,
-        max_steps=14, valid_every=7, log_every=1, mid_dim=32, lr=1e-3, max_new_tokens=2, beam_size=1, **FLAGS[name],
+        model=str(world / "model"), data=str(world / "data"), out=str(tmp_path / "run"), device="cpu", dtype=dtype,
+        plain=plain, max_steps=14, valid_every=7, log_every=1, mid_dim=32, lr=1e-3, max_new_tokens=2, beam_size=1,
+        **FLAGS[name],
     )  # fmt: skip
     folder, recorded = train(settings), LOSSES[run]
     assert column(folder / "log.csv", "loss") == pytest.approx(recorded["loss"], rel=bound)

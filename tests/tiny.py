@@ -1,7 +1,7 @@
-"""A small world for the tests: tables and sentences, a vocabulary, a model's folder; no network, no downloads.
+"""A small world for the tests: tables and sentences, a vocabulary, a model folder. It needs no network.
 
-The vocabulary is trained here with byte-pair encoding's own algorithm (Sennrich et al. 2016) and written in GPT-2's
-two files, so that it goes through the same code as GPT-2's.
+The vocabulary is trained here by byte-pair encoding (Sennrich et al. 2016) and written as GPT-2's two files, so it is
+read by the same code as GPT-2's.
 """
 
 import itertools
@@ -41,17 +41,16 @@ def tables(n: int, seed: int = 0) -> list[Example]:
     while len(examples) < n:
         name, food, area, price, near = (rng.choice(x) for x in (NAMES, FOODS, AREAS, PRICES, PLACES))
         fields = {"name": name, "food": food}
-        fields |= {
-            key: value for key, value in (("price", price), ("area", area), ("near", near)) if rng.random() < 0.6
-        }
+        optional = (("price", price), ("area", area), ("near", near))
+        fields |= {key: value for key, value in optional if rng.random() < 0.6}
         source = " | ".join(f"{key} : {value}" for key, value in fields.items())
         where = f" in the {area}" if "area" in fields else ""
-        beside = f" near {near}" if "near" in fields else ""
+        nearby = f" near {near}" if "near" in fields else ""
         cost = f" Prices are {price} ." if "price" in fields else ""
         targets = (
-            f"{name} serves {food} food{where}{beside} .{cost} ",
-            f"There is a place called {name}{where} that serves {food} food{beside} .{cost} ",
-            f"{name} is a {food} restaurant{beside}{where} .{cost} ",
+            f"{name} serves {food} food{where}{nearby} .{cost} ",
+            f"There is a place called {name}{where} that serves {food} food{nearby} .{cost} ",
+            f"{name} is a {food} restaurant{nearby}{where} .{cost} ",
         )
         examples += [Example(source, target) for target in rng.sample(targets, 3)]
     return examples[:n]
@@ -59,7 +58,7 @@ def tables(n: int, seed: int = 0) -> list[Example]:
 
 @lru_cache
 def byte_letters() -> dict[int, str]:
-    """GPT-2's printable letter for each byte: printable Latin-1 stands for itself, the rest follows from U+0100 on."""
+    """GPT-2's letter for each byte: printable Latin-1 keeps its letter; the others get letters from U+0100 on."""
     plain = [b for b in range(256) if chr(b).isprintable() and chr(b) != " "]
     others = [b for b in range(256) if b not in plain]
     return {b: chr(b) for b in plain} | {b: chr(256 + i) for i, b in enumerate(others)}
@@ -87,7 +86,7 @@ def write_vocabulary(folder: Path, texts: list[str], size: int = 400) -> None:
 
 
 def merge(word: tuple[str, ...], a: str, b: str) -> tuple[str, ...]:
-    """The word with each a, b side by side made one."""
+    """The word with each adjacent pair a, b merged."""
     merged, i = [], 0
     while i < len(word):
         if word[i : i + 2] == (a, b):
@@ -100,14 +99,14 @@ def merge(word: tuple[str, ...], a: str, b: str) -> tuple[str, ...]:
 
 
 def write_config(folder: Path, config: GPT2Config) -> None:
-    """config.json as published models have it."""
+    """config.json in the form of the published models."""
     stated = {"n_layer": config.n_layer, "n_head": config.n_head, "n_embd": config.n_embd}
     stated |= {"n_positions": config.n_positions, "vocab_size": config.vocab_size, "model_type": "gpt2"}
     (folder / "config.json").write_text(json.dumps(stated))
 
 
 def write_model(folder: Path, seed: int = 0, vocabulary: int = 400, **config) -> GPT2:
-    """A model's folder: vocabulary, config.json, model.safetensors with random weights."""
+    """A model folder: vocabulary, config.json, model.safetensors with random weights."""
     write_vocabulary(folder, [f" {s} {END} {t} " for s, t in tables(300)], vocabulary)
     shape = {"n_layer": 2, "n_head": 4, "n_embd": 64, "n_positions": 160, "vocab_size": vocabulary + 1} | config
     model = lively(GPT2(GPT2Config(**shape)), seed)
@@ -118,7 +117,7 @@ def write_model(folder: Path, seed: int = 0, vocabulary: int = 400, **config) ->
 
 @torch.no_grad()
 def lively(model: GPT2, seed: int = 0) -> GPT2:
-    """Random weights large enough that every part of the model moves the logits (GPT-2's own 0.02 hardly would)."""
+    """Random weights large enough that every part of the model affects the logits; GPT-2's own 0.02 is too small."""
     model.init_weights(seed)
     generator = torch.Generator().manual_seed(seed + 1)
     for name, parameter in model.named_parameters():
@@ -130,7 +129,7 @@ def lively(model: GPT2, seed: int = 0) -> GPT2:
 
 
 def write_data(folder: Path, train: int = 120, valid: int = 24, test: int = 30) -> Path:
-    """A data folder in the paper's format; the splits are drawn with different seeds."""
+    """A data folder in the paper's format; each split has its own seed."""
     folder.mkdir(parents=True, exist_ok=True)
     for split, n in (("train", train), ("valid", valid), ("test", test)):
         lines = [f"{source}||{target}\n" for source, target in tables(n, seed=len(split) * 7)]
