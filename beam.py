@@ -18,7 +18,7 @@ that have just ended.)
 Prompts of different lengths are padded on the right. Causality hides the padding from the prompt's own tokens, a mask
 hides it from the later ones. Left out: sampling, and any hypothesis but the best.
 
-Shapes: B prompts still searched, K beams, R = B * K rows, V vocabulary, S keys, n = 2 K words compared.
+Shapes: B prompts still searched, K beams, R = B * K rows, V vocabulary, S keys, T longest prompt, W = 2 K words.
 """
 
 from dataclasses import dataclass, field
@@ -33,31 +33,31 @@ LENGTH_NORMS = ("total", "output", "none")
 
 
 class NextWords:
-    """What the search asks of a model: the n best next words of each row, and their log-probabilities.
+    """What the search asks of a model: the W best next words of each row, and their log-probabilities.
 
     model   called as GPT2.forward is
     banned  tokens never produced. Their probability is not redistributed, as in the paper's code
     pad     fills short prompts; any id
     """
 
-    def __init__(self, model, n: int, banned: tuple[int, ...], pad: int):
-        self.model, self.n, self.banned, self.pad = model, n, list(banned), pad
+    def __init__(self, model, n_words: int, banned: tuple[int, ...], pad: int):
+        self.model, self.n_words, self.banned, self.pad = model, n_words, list(banned), pad
         self.cache = KVCache()
 
     def of_prompts(self, prompts: list[list[int]]) -> tuple[Tensor, Tensor]:
-        """Read the prompts: log p and ids of the best first words, each [B, n]."""
-        device, S = next(self.model.parameters()).device, max(map(len, prompts))
-        tokens = torch.tensor([prompt + [self.pad] * (S - len(prompt)) for prompt in prompts], device=device)  # [B, S]
+        """Read the prompts: log p and ids of the best first words, each [B, W]."""
+        device, T = next(self.model.parameters()).device, max(map(len, prompts))
+        tokens = torch.tensor([prompt + [self.pad] * (T - len(prompt)) for prompt in prompts], device=device)  # [B, T]
         self.n_prompts = len(prompts)
         self.lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)  # [B], tokens read of each row
-        logits = self.model(tokens, self.cache)  # [B, S, V]
-        is_token = torch.arange(S, device=device) < self.lengths[:, None]  # [B, S]
+        logits = self.model(tokens, self.cache)  # [B, T, V]
+        is_token = torch.arange(T, device=device) < self.lengths[:, None]  # [B, T]
         # The keys that later tokens may see: no padding, but all that a prefix has put in front.
-        self.visible = F.pad(is_token, (self.cache.length - S, 0), value=True)  # [B, S]
+        self.visible = F.pad(is_token, (self.cache.length - T, 0), value=True)  # [B, S]
         return self.best(logits[torch.arange(len(prompts), device=device), self.lengths - 1])
 
     def of_beams(self, prompts: Tensor, beams: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Extend beams by a token each: log p and ids of the best words after it, each [R, n].
+        """Extend beams by a token each: log p and ids of the best words after it, each [R, W].
 
         prompts  [B] the prompts still searched, as indices into those before this call
         beams    [B, K] the beams of each that are extended, repeats allowed
@@ -73,12 +73,12 @@ class NextWords:
         return self.best(logits[:, 0])
 
     def best(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """log p and ids of the n best words: [rows, V] -> each [rows, n]."""
-        if logits.size(1) - len(self.banned) < self.n:
-            raise ValueError(f"a vocabulary of {logits.size(1)} is too small for {self.n // 2} beams")
+        """log p and ids of the W best words: [rows, V] -> each [rows, W]."""
+        if logits.size(1) - len(self.banned) < self.n_words:
+            raise ValueError(f"a vocabulary of {logits.size(1)} is too small for {self.n_words // 2} beams")
         log_p = logits.float().log_softmax(-1)
         log_p[:, self.banned] = -torch.inf
-        return log_p.topk(self.n)
+        return log_p.topk(self.n_words)
 
 
 @dataclass
@@ -165,12 +165,12 @@ def beam_search(
             kept.append(survivors)
             if not survivors:
                 results[search.index] = search.ended[0][1]
-        going_on = [b for b, survivors in enumerate(kept) if survivors]
-        if not going_on:
+        unfinished = [b for b, survivors in enumerate(kept) if survivors]
+        if not unfinished:
             break
         # Finished prompts leave the batch; the beams of the others change places, die or branch.
-        active = [active[b] for b in going_on]
-        columns = zip(*(hypothesis for b in going_on for hypothesis in kept[b]))
+        active = [active[b] for b in unfinished]
+        columns = zip(*(hypothesis for b in unfinished for hypothesis in kept[b]))
         scores, beams, tokens = (torch.tensor(column, device=log_p.device).view(-1, K) for column in columns)  # [B, K]
-        log_p, words = reader.of_beams(torch.tensor(going_on, device=log_p.device), beams, tokens)  # each [R, 2 K]
+        log_p, words = reader.of_beams(torch.tensor(unfinished, device=log_p.device), beams, tokens)  # each [R, 2 K]
     return results

@@ -294,7 +294,7 @@ def encode(
         if len(ids) > room:
             where = getattr(example, "where", f"example {number}")
             raise InputError(
-                f"{where}: it has {len(ids)} tokens, but only {room} fit into the model's context beside the prefix:"
+                f"{where}: it has {len(ids)} tokens, but only {room} fit into the model's context after the prefix:"
                 f" {shorten(example.source)}; shorten it, or choose a smaller --prefix_len"
             )
         encoded.append(Encoded(ids, len(prompt) - score_separator))
@@ -323,6 +323,11 @@ def collate(examples: list[Encoded], pad: int) -> Batch:
     tokens = [ids + [pad] * (T - len(ids)) for ids, _ in examples]
     labels = [[IGNORED] * n_prompt + ids[n_prompt:] + [IGNORED] * (T - len(ids)) for ids, n_prompt in examples]
     return Batch(torch.tensor(tokens), torch.tensor(labels))
+
+
+def scored_tokens(examples: list[Encoded]) -> int:
+    """Tokens that the loss counts."""
+    return sum(len(ids) - n_prompt for ids, n_prompt in examples)
 
 
 def epoch_order(n: int, seed: int, epoch: int) -> list[int]:

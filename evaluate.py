@@ -4,8 +4,8 @@
     python evaluate.py --run runs/gpt2-prefix5 --table "name : Blue Spice | area : riverside"      one sentence
     python evaluate.py --hyp outputs.txt --ref src1_test.txt      score any outputs against any references
 
-Each distinct table is decoded once and scored against all of its reference sentences. The generated text is used as it
-is, but for its white space: a run of it becomes one space, and none is left at the ends.
+Each distinct table is decoded once and scored against all of its reference sentences. The generated text is unchanged
+except for white space: each run becomes one space, and the ends are stripped.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from beam import NextWords, beam_search
 from e2e_data import encode_prompt, find_split, group_references, linearise, load_split, load_tokenizer
 from gpt2 import GPT2
 from harness import ranks
-from harness.door import Engine, start_process
+from harness.door import Engine, set_allocator
 from harness.files import InputError, exit_on_input_error, write_atomic
 from harness.machine import describe_machine
 from harness.runs import check_context, load_run, load_settings, to_json, write_json
@@ -30,31 +30,15 @@ from metrics import read
 
 # Scores that others report on E2E's test set, with the paper's tokenised references. The paper's NIST is that of the
 # scorer's Python variant, the poster's that of the Perl one (metrics/nist.py).
+PAPER = ("BLEU", "NIST", "METEOR", "ROUGE_L", "CIDEr")
+POSTER = ("BLEU", "NIST_perl", "METEOR", "ROUGE_L", "CIDEr")
 PUBLISHED = {
-    "GPT-2 medium, fine-tune (Li & Liang 2021)": {
-        "BLEU": 68.8,
-        "NIST": 8.71,
-        "METEOR": 46.1,
-        "ROUGE_L": 71.1,
-        "CIDEr": 2.43,
-    },
-    "GPT-2 medium, prefix 0.1 % (Li & Liang 2021)": {
-        "BLEU": 70.3,
-        "NIST": 8.82,
-        "METEOR": 46.3,
-        "ROUGE_L": 72.1,
-        "CIDEr": 2.46,
-    },
-    "GPT-2 large, prefix (Li & Liang 2021)": {
-        "BLEU": 70.3,
-        "NIST": 8.85,
-        "METEOR": 46.2,
-        "ROUGE_L": 71.7,
-        "CIDEr": 2.47,
-    },
-    "previous best (Shen et al. 2019)": {"BLEU": 68.6, "NIST": 8.70, "METEOR": 45.3, "ROUGE_L": 70.8, "CIDEr": 2.37},
-    "poster, prefix 0.1 %": {"BLEU": 68.5, "NIST_perl": 8.71, "METEOR": 44.3, "ROUGE_L": 70.4, "CIDEr": 2.34},
-    "poster, fine-tune": {"BLEU": 70.3, "NIST_perl": 8.94, "METEOR": 46.2, "ROUGE_L": 72.2, "CIDEr": 2.47},
+    "GPT-2 medium, fine-tune (Li & Liang 2021)": dict(zip(PAPER, (68.8, 8.71, 46.1, 71.1, 2.43))),
+    "GPT-2 medium, prefix 0.1 % (Li & Liang 2021)": dict(zip(PAPER, (70.3, 8.82, 46.3, 72.1, 2.46))),
+    "GPT-2 large, prefix (Li & Liang 2021)": dict(zip(PAPER, (70.3, 8.85, 46.2, 71.7, 2.47))),
+    "previous best (Shen et al. 2019)": dict(zip(PAPER, (68.6, 8.70, 45.3, 70.8, 2.37))),
+    "poster, prefix 0.1 %": dict(zip(POSTER, (68.5, 8.71, 44.3, 70.4, 2.34))),
+    "poster, fine-tune": dict(zip(POSTER, (70.3, 8.94, 46.2, 72.2, 2.47))),
 }
 E2E_REFERENCES = "ec54a9ebca59cd3403c7dddb170771920ff3e93dce66922c761726677c2871a1"  # fingerprint of these references
 COLUMNS = ("BLEU", "NIST", "NIST_perl", "METEOR", "ROUGE_L", "CIDEr")
@@ -296,7 +280,7 @@ def main(argv: list[str] | None = None) -> None:
     score.add_argument("--scores", type=Path, help="where the scores go (default: scores.json beside the outputs)")
     given = vars(parser.parse_args(argv))
     asked = check_flags(given)
-    start_process(given.get("plain", False))
+    set_allocator(given.get("plain", False))
     if asked == ("run",):
         evaluate_run(given.pop("run"), **given)
     elif asked == ("run", "table"):

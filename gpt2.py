@@ -102,7 +102,8 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None, cache: KVCache | None) -> Tensor:
         q, k, v = split_heads(self.c_attn(x), self.n_head)  # each [B, H, T, D]
-        if self.kv_hook is not None and (cache is None or self.layer == len(cache.layers)):
+        begins = cache is None or self.layer == len(cache.layers)  # this layer has no cached entries yet
+        if begins and self.kv_hook is not None:
             k, v = self.kv_hook(k, v)  # [B, H, E + T, D]
         if cache is not None:
             k, v = cache.append(self.layer, k, v)  # [B, H, S, D]
@@ -190,7 +191,7 @@ class GPT2(nn.Module):
         positions  [T] or [B, T]; None: they continue the cache
         mask       [B or 1, 1, T, S] booleans, which of the S keys each query may see; None: the causal mask. Padding on
                    the right needs no mask: the tokens before it do not see it
-        Raises ValueError when the tokens do not fit into the context.
+        Raises ValueError when the tokens do not fit into the context, IndexError for given positions outside of it.
         """
         positions, mask = self.positions_and_mask(tokens, cache, positions, mask)
         x = self.dropout(self.wte(tokens) + self.wpe(positions))  # [B, T, C]

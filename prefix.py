@@ -113,9 +113,8 @@ class Prefix(nn.Module):
     def put_in_front(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Attention.kv_hook:  k, v [B, H, T, D]  ->  [P_k; k], [P_v; v]  [B, H, P + T, D]."""
         prefix = self.current[:, 2 * layer : 2 * layer + 2].to(k.dtype)  # [P, 2, H, D]
-        prefix_k, prefix_v = (
-            prefix.permute(1, 2, 0, 3).unsqueeze(1).expand(2, k.size(0), -1, -1, -1)
-        )  # each [B, H, P, D]
+        prefix = prefix.permute(1, 2, 0, 3).unsqueeze(1)  # [2, 1, H, P, D]
+        prefix_k, prefix_v = prefix.expand(2, k.size(0), -1, -1, -1)  # each [B, H, P, D]
         return torch.cat([prefix_k, k], dim=2), torch.cat([prefix_v, v], dim=2)
 
     def check_fits(self, tokens: Tensor) -> None:
@@ -135,7 +134,7 @@ class Prefix(nn.Module):
             raise InputError(f"this prefix was made for {self.config}, not for {model.config}")
         if self.attached_to:
             raise InputError("this prefix is attached to a model already: detach it first")
-        if model.input_hook is not None:
+        if model.input_hook is not None or any(block.attn.kv_hook is not None for block in model.h):
             raise InputError("this model has a prefix already: detach it first")
         self.attached_to = [model]
         model.input_hook = self.before_pass

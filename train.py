@@ -11,8 +11,8 @@ A prefix's loss is summed over each sentence and averaged over the batch; fine-t
 gradient norm clipped at 1, learning rate decaying linearly to 0; harness/settings.py has the defaults.
 
 This file is the method: the loss of a batch, one step, the loop. What a program needs besides (data, flags, logs,
-validation, checkpoints, signals, several processes) is in harness/loop.py. harness/door.py replaces the functions here
-by faster ones that give the same numbers; with --plain they are used as they stand.
+validation, checkpoints, signals, several processes) is in harness/loop.py. Without --plain, harness/door.py substitutes
+faster functions with the same results.
 """
 
 import argparse
@@ -25,13 +25,13 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from e2e_data import IGNORED, Batch, Encoded, epoch_order
+from e2e_data import IGNORED, Batch, Encoded, epoch_order, scored_tokens
 from evaluate import evaluate_run
 from gpt2 import GPT2
 from harness import ranks
-from harness.door import start_process
+from harness.door import set_allocator
 from harness.files import exit_on_input_error
-from harness.loop import Run, scored_tokens
+from harness.loop import Run
 from harness.settings import Settings, add_flags
 
 
@@ -45,8 +45,8 @@ def summed_loss(model: GPT2, batch: Batch) -> torch.Tensor:
 def learning_rate(peak: float, step: int, steps: int, warmup_steps: int = 0) -> float:
     """Of step `step`, 0 is the first: rises linearly over the warm-up, then falls linearly, to 0 after the last."""
     if step < warmup_steps:
-        return peak * step / warmup_steps
-    return peak * (steps - step) / max(1, steps - warmup_steps)
+        return peak * (step / warmup_steps)
+    return peak * ((steps - step) / max(1, steps - warmup_steps))
 
 
 def adamw(parameters: Iterable[torch.nn.Parameter], lr: float, weight_decay: float) -> torch.optim.AdamW:
@@ -56,10 +56,10 @@ def adamw(parameters: Iterable[torch.nn.Parameter], lr: float, weight_decay: flo
     return torch.optim.AdamW(parameters, lr=lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=weight_decay, fused=fused)
 
 
-def clip_gradients(optimizer: torch.optim.Optimizer, limit: float) -> torch.Tensor:
-    """Scale the gradients to a norm of at most `limit`; returns the norm before."""
+def clip_gradients(optimizer: torch.optim.Optimizer, max_norm: float) -> torch.Tensor:
+    """Scale the gradients to a norm of at most `max_norm`; returns the norm before."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    return torch.nn.utils.clip_grad_norm_(parameters, limit)
+    return torch.nn.utils.clip_grad_norm_(parameters, max_norm)
 
 
 def update(
@@ -68,7 +68,7 @@ def update(
     batches: list[Batch],
     divisor: int,
     lr: float,
-    limit: float = 1.0,
+    max_norm: float = 1.0,
     loss_of: Callable = summed_loss,
     clip: Callable = clip_gradients,
 ) -> tuple[float, float]:
@@ -76,14 +76,14 @@ def update(
 
     batches  the step's examples, in one or more pieces
     divisor  turns the sum into the mean: the number of sentences, or of scored tokens
-    limit    the maximum gradient norm; 0: no clipping
+    max_norm the gradient norm above which gradients are scaled down; 0: no clipping
     """
     total = 0.0
     for batch in batches:
         loss = loss_of(model, batch)
         (loss / divisor).backward()  # the pieces' gradients add up to that of all examples
         total += loss.detach()
-    norm = clip(optimizer, limit or math.inf).item()
+    norm = clip(optimizer, max_norm or math.inf).item()
     for group in optimizer.param_groups:
         group["lr"] = lr
     if math.isfinite(norm):  # otherwise the run ends here, and its weights are kept
@@ -103,7 +103,7 @@ def train(settings: Settings, resume: bool = False, evaluates: bool = False) -> 
     s = run.settings
     optimizer = adamw(run.learned.parameters(), s.lr, s.weight_decay)
     loss_of, clip = run.choose(summed_loss), ranks.summing_gradients(run.engine.choose(clip_gradients))
-    with run.opened(optimizer, loss_of, resume):
+    with run.session(optimizer, loss_of, resume):
         for step in run.steps_left():
             examples = examples_of_step(run.train_set, step, s.batch_size, s.seed)
             divisor = len(examples) if s.loss == "sentence" else scored_tokens(examples)
@@ -114,7 +114,7 @@ def train(settings: Settings, resume: bool = False, evaluates: bool = False) -> 
 
 
 def examples_of_step(examples: list[Encoded], step: int, batch_size: int, seed: int) -> list[Encoded]:
-    """The examples of a step. Every epoch has an order of its own; its last batch may be smaller."""
+    """The examples of a step. Each epoch is shuffled separately; its last batch may be smaller."""
     epoch, place = divmod(step, math.ceil(len(examples) / batch_size))
     order = _order_of_epoch(len(examples), seed, epoch)
     return [examples[i] for i in order[place * batch_size : (place + 1) * batch_size]]
@@ -136,7 +136,7 @@ def main(argv: list[str] | None = None) -> None:
     flags = vars(parser.parse_args(argv))
     resume, no_eval = flags.pop("resume"), flags.pop("no_eval")
     settings = Settings(**flags)
-    start_process(settings.plain)
+    set_allocator(settings.plain)
     try:
         folder = train(settings, resume, evaluates=not no_eval)
         if not no_eval:

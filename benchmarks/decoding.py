@@ -56,7 +56,7 @@ from contenders import (
 from beam import NextWords, beam_search
 from e2e_data import encode_prompt, group_references, load_split, load_tokenizer
 from gpt2 import CONFIGS
-from harness.door import start_process
+from harness.door import set_allocator
 from harness.files import InputError, exit_on_input_error
 from harness.runs import load_run, save_learned, start_model, trained_file, write_json
 from harness.settings import Settings
@@ -152,7 +152,7 @@ def make_run(folder: Path, settings: Settings) -> Path:
     model, prefix = start_model(dataclasses.replace(settings, device="cpu", dtype="fp32"))
     write_json(folder / "settings.json", dataclasses.asdict(settings))
     write_json(folder / "summary.json", {})
-    save_learned(model, prefix, trained_file(folder, settings), settings)
+    save_learned(model, prefix, trained_file(folder, settings.finetunes), settings.mode, settings.model)
     return folder
 
 
@@ -186,7 +186,7 @@ class Ours:
     """Decoding as evaluate.py does it."""
 
     def __init__(self, run: Path, device: str, dtype: str):
-        start_process(plain=False)
+        set_allocator(plain=False)
         self.settings, model = load_run(run, device=device, dtype=dtype)
         self.engine = self.settings.engine
         self.model = self.engine.ready_to_decode(model)
@@ -212,7 +212,9 @@ class Peer:
         if dtype == "bf16":
             self.model.to(torch.bfloat16)
         if not settings.finetunes:
-            self.model = peft_prefix(self.model, load_prefix(trained_file(run, settings), model.config), mid_dim=0)
+            self.model = peft_prefix(
+                self.model, load_prefix(trained_file(run, settings.finetunes), model.config), mid_dim=0
+            )
         # peft freezes the model. For the first logits PyTorch 2.13 then copies a frozen bf16 wte once per row of the
         # batch, which takes several times as long as all the rest. requires_grad_ avoids that: it is not decoding.
         self.model.to(device).eval().requires_grad_(True)

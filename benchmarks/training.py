@@ -51,11 +51,10 @@ from contenders import (
     weights_of,
 )  # the first import of all: it makes the project's own files importable
 
-from e2e_data import Batch, Encoded, collate, encode, epoch_order, load_split, load_tokenizer
+from e2e_data import Batch, Encoded, collate, encode, epoch_order, load_split, load_tokenizer, scored_tokens
 from gpt2 import CONFIGS
-from harness.door import start_process
+from harness.door import set_allocator
 from harness.files import InputError, exit_on_input_error
-from harness.loop import scored_tokens
 from harness.machine import autocast
 from harness.runs import start_model, write_json
 from harness.settings import Settings
@@ -167,7 +166,7 @@ class Ours:
     """Training as train.py does it."""
 
     def __init__(self, settings: Settings):
-        start_process(plain=False)
+        set_allocator(plain=False)
         self.settings, engine = settings, settings.engine
         self.loss_of = engine.in_precision(engine.choose(summed_loss))
         self.clip = engine.choose(clip_gradients)

@@ -29,7 +29,7 @@ from experiments.record import data_label, is_recorded, read_runs, record
 from experiments.report import write_report
 from experiments.search import add_common_flags, read_common_flags, read_rates, search
 from experiments.zero_shot import zero_shot
-from harness.door import start_process
+from harness.door import set_allocator
 from harness.files import InputError, exit_on_input_error
 from harness.loop import hours
 from train import train
@@ -128,7 +128,7 @@ def main(argv: list[str] | None = None) -> None:
     """The command line."""
     given = parse_args(argv)
     base, results, folder = read_common_flags(given)
-    start_process(plain=False)
+    set_allocator(plain=False)
     try:
         rates = rates_for(base, results, folder, given.dry_run)
         everything = plan(base, rates, str(folder), tuple(dict.fromkeys(given.seeds)))

@@ -24,7 +24,7 @@ if __name__ == "__main__":  # so that this project's modules are found
 
 from experiments.grid import PUBLISHED_RATES, Run, plan
 from experiments.record import data_label, number, read_rows, write_rows
-from harness.door import start_process
+from harness.door import set_allocator
 from harness.files import InputError, exit_on_input_error, lock_folder, read_text
 from harness.settings import add_flags
 from train import train
@@ -89,9 +89,8 @@ def try_rate(run: Run, lr: float) -> float:
     print(f"\n== search: {run.cell.name}, lr {lr:g}, {run.steps} steps", flush=True)
     folder = Path(f"{run.settings.out}-{run.steps}steps-lr{lr:g}")
     try:
-        valid_every = (
-            run.settings.valid_every if run.settings.keep == "best" else run.steps
-        )  # else the last loss counts
+        # Without --keep best the last loss counts, and no other is needed.
+        valid_every = run.settings.valid_every if run.settings.keep == "best" else run.steps
         train(replace(run.settings, lr=lr, out=str(folder), valid_every=valid_every), resume=True)
     except InputError as error:
         if "lower --lr" not in str(error):
@@ -143,7 +142,7 @@ def main(argv: list[str] | None = None) -> None:
     if given.search_steps < 1:
         raise InputError(f"--search_steps {given.search_steps}: must be at least 1")
     base, results, folder = read_common_flags(given)
-    start_process(plain=False)
+    set_allocator(plain=False)
     try:
         search(results, folder / "search", base, given.search_steps)
     except KeyboardInterrupt:

@@ -39,7 +39,7 @@ class Summary:
 
 
 def summarise(results: Path) -> dict[str, Summary]:
-    """cell -> its runs, in the grid's order. Raises InputError where the runs of a cell differ in more than the seed."""
+    """cell -> its runs, in the grid's order. Raises InputError if a cell's runs differ in more than the seed."""
     rows = read_runs(results)
     if not rows:
         raise InputError(f"{results / 'runs.csv'} holds no run: run python experiments/reproduce.py first")
@@ -49,13 +49,14 @@ def summarise(results: Path) -> dict[str, Summary]:
         for row in own[1:]:
             if differ := [name for name in SETTINGS if name != "seed" and row[name] != own[0][name]]:
                 raise InputError(
-                    f"{results / 'runs.csv'}: {row['run']} and {own[0]['run']} differ in {', '.join(differ)}: run one again"
+                    f"{results / 'runs.csv'}: {row['run']} and {own[0]['run']} differ in"
+                    f" {', '.join(differ)}: run one again"
                 )
     return {name: Summary(labels[name], own) for name, own in cells.items() if own}
 
 
 def relative_time(cell: Summary, cells: dict[str, Summary]) -> float | None:
-    """Seconds a step over fine-tuning's; None where they were not measured on the same class of machine with the same batches."""
+    """Seconds per step over fine-tuning's; None if machine class or batch size differ."""
     tuned = cells.get("finetune")
     if tuned is None or not int(cell.first["steps"]):
         return None

@@ -3,7 +3,7 @@
 Beams share keys and values (tree.py); the prompts' logits, and the last layer's MLP, are computed at their last tokens
 only; and a frozen bf16 model on a CPU is packed, its vocabulary searched in two rounds (prepacked.py).
 
-Shapes as in beam.py; C width, n = 2 K words compared.
+Shapes as in beam.py; C width, W = 2 K words compared.
 """
 
 import torch
@@ -20,17 +20,15 @@ from gpt2 import GPT2, join_heads, split_heads
 class NextWords:
     """As beam.NextWords, for a GPT2. A packed model (`pack`) is searched in two rounds."""
 
-    def __init__(self, model: GPT2, n: int, banned: tuple[int, ...], pad: int):
-        self.model, self.n, self.banned, self.pad = model, n, banned, pad
-        self.tree = BeamTree(room=4 * n)  # enough for 8 tokens of each of n / 2 beams; it grows
+    def __init__(self, model: GPT2, n_words: int, banned: tuple[int, ...], pad: int):
+        self.model, self.n_words, self.banned, self.pad = model, n_words, banned, pad
+        self.tree = BeamTree(room=4 * n_words)  # enough for 8 tokens of each of W / 2 beams; it grows
 
     def of_prompts(self, prompts: list[list[int]]) -> tuple[Tensor, Tensor]:
-        """Read the prompts: log p and ids of the best first words, each [B, n]."""
+        """Read the prompts: log p and ids of the best first words, each [B, W]."""
         device, B, S = self.model.wte.weight.device, len(prompts), max(map(len, prompts))
         tokens = torch.tensor([prompt + [self.pad] * (S - len(prompt)) for prompt in prompts], device=device)  # [B, S]
-        self.lengths = torch.tensor(
-            [len(prompt) for prompt in prompts], device=device
-        )  # [B], tokens that a beam has read
+        self.lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)  # [B], tokens read by a beam
         self.steps, self.longest = 0, S
         last = torch.arange(B, device=device) * S + self.lengths - 1  # the prompts' last tokens, among the B * S
         x = hidden_states(self.model, tokens, self.tree, None, None, last)  # [B, C]
@@ -39,7 +37,7 @@ class NextWords:
         return self.best(x)
 
     def of_beams(self, prompts: Tensor, beams: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Extend beams by a token each: log p and ids of the best words after it, each [R, n]. See beam.py."""
+        """Extend beams by a token each: log p and ids of the best words after it, each [R, W]. See beam.py."""
         B, K = beams.shape
         self.tree.branch(prompts, beams)
         self.lengths, self.visible = self.lengths[prompts] + 1, self.visible[prompts]
@@ -47,27 +45,26 @@ class NextWords:
         mask = None
         if self.lengths.min() - self.steps < self.longest:  # some prompt is padded
             produced = self.visible.new_ones(B, self.steps)
-            mask = torch.cat([self.visible, produced], dim=1).repeat_interleave(K, 0)[
-                :, None, None
-            ]  # [R, 1, 1, S' + n]
+            mask = torch.cat([self.visible, produced], dim=1).repeat_interleave(K, 0)  # [R, S' + n]
+            mask = mask[:, None, None]
         positions = (self.lengths - 1).repeat_interleave(K)[:, None]  # [R, 1]
         x = hidden_states(self.model, tokens.view(-1, 1), self.tree, positions, mask)  # [R, 1, C]
         return self.best(x.flatten(0, 1))
 
     def best(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """log p and ids of the n best words given LayerNorm(x_L): [R, C] -> each [R, n], best first."""
+        """log p and ids of the W best words given LayerNorm(x_L): [R, C] -> each [R, W], best first."""
         V = self.model.config.vocab_size
-        if V - len(self.banned) < self.n:
-            raise ValueError(f"a vocabulary of {V} is too small for {self.n // 2} beams")
+        if V - len(self.banned) < self.n_words:
+            raise ValueError(f"a vocabulary of {V} is too small for {self.n_words // 2} beams")
         two_rounds = getattr(self.model, "two_rounds", None)
         if two_rounds is not None:
-            return two_rounds(x, self.n, self.banned)
+            return two_rounds(x, self.n_words, self.banned)
         logits = exact_logits(x, self.model.wte.weight)  # [R, V]
         # log p = logit - log z with z = sum exp(logits), on a CPU a few rows at a time, so that they stay in its cache.
         parts = logits.split(16 if logits.device.type == "cpu" else len(logits))
         log_z = torch.cat([rows.logsumexp(dim=-1, keepdim=True) for rows in parts])  # [R, 1]
         logits[:, list(self.banned)] = -torch.inf
-        best, words = largest(logits, self.n)
+        best, words = largest(logits, self.n_words)
         return best - log_z, words
 
 

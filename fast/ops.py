@@ -78,9 +78,8 @@ def dropout(x: Tensor, p: float, training: bool) -> Tensor:
     seed = int(torch.randint(2**63 - 1, ()))
     bits = np.random.SFC64(seed).random_raw(x.numel() // 4 + 1)  # 64 random bits each
     uniform = torch.from_numpy(bits.view(np.int16))[: x.numel()].view(x.shape)  # -2^15 .. 2^15 - 1
-    kept = uniform.ge_(
-        min(round(p * 2**16), 2**16 - 1) - 2**15
-    )  # 0 or 1 as integers, in place: booleans would be slower
+    # 0 or 1 as integers, in place: booleans would be slower.
+    kept = uniform.ge_(min(round(p * 2**16), 2**16 - 1) - 2**15)
     return x * kept.to(x.dtype).div_(1 - p)
 
 

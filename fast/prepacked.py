@@ -67,9 +67,8 @@ class PrepackedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if x.requires_grad and torch.is_grad_enabled():
             raise RuntimeError("this model was packed for decoding: no gradient flows through it")
-        y = packed_product(
-            x.flatten(0, -2).to(torch.bfloat16), self.weight, self.bias, self.activation
-        )  # [B * T, n_out]
+        x_2d = x.flatten(0, -2).to(torch.bfloat16)  # [B * T, n_in]
+        y = packed_product(x_2d, self.weight, self.bias, self.activation)  # [B * T, n_out]
         return y.view(*x.shape[:-1], -1)  # [B, T, n_out]
 
 
@@ -93,13 +92,11 @@ class TwoRounds:
             coarse, words = largest(rough, min(2 * n + len(banned), len(self.weight)), maxima)  # [R, n']
             exact = (x[:, None] @ F.embedding(words, self.weight).mT).squeeze(1) - x @ self.mean[:, None]  # [R, n']
             coarse, exact = coarse.float() - top, exact - top  # none is far above 0, so exp does not overflow
-            others = (z - coarse.exp().sum(1, keepdim=True)).clamp(
-                min=0
-            )  # [R, 1], the part of z from words with rough logits only
+            # The part of z from words with rough logits only, [R, 1].
+            others = (z - coarse.exp().sum(1, keepdim=True)).clamp(min=0)
             log_z = torch.cat([exact, others.log()], dim=1).logsumexp(1, keepdim=True)  # [R, 1]
-            exact.masked_fill_(
-                torch.isin(words, words.new_tensor(banned)), -torch.inf
-            )  # only now, because z counts them
+            # Banned words are removed only now, because z counts them.
+            exact.masked_fill_(torch.isin(words, words.new_tensor(banned)), -torch.inf)
             best, order = exact.topk(n)  # [R, n]
         return best - log_z, words.gather(1, order)
 
@@ -133,8 +130,7 @@ def largest(x: Tensor, n: int, maxima: Tensor | None = None) -> tuple[Tensor, Te
         return x.topk(n)
     groups = (group_maxima(x) if maxima is None else maxima).topk(n).indices  # [R, n]
     inside = x[:, : G * WIDTH].view(R, G, WIDTH)[torch.arange(R)[:, None], groups]  # [R, n, WIDTH]
-    values, order = torch.cat([inside.flatten(1), x[:, G * WIDTH :]], dim=1).topk(
-        n
-    )  # [R, n]; including the rest after the last group
-    groups = F.pad(groups, (0, 1), value=G)  # which counts as one more group
+    rest = x[:, G * WIDTH :]  # after the last complete group; it counts as one more
+    values, order = torch.cat([inside.flatten(1), rest], dim=1).topk(n)  # each [R, n]
+    groups = F.pad(groups, (0, 1), value=G)
     return values, groups.gather(1, order // WIDTH) * WIDTH + order % WIDTH

@@ -146,15 +146,15 @@ def rounded_head(model: GPT2, dtype: torch.dtype) -> Tensor:
 # ----------------------------------------------------------------------------- clipping
 
 
-def clip_gradients(optimizer: torch.optim.Optimizer, limit: float) -> Tensor:
-    """Scale the gradients of all parameters to a norm of at most `limit`:  g  <-  g / max(1, norm / limit).
+def clip_gradients(optimizer: torch.optim.Optimizer, max_norm: float) -> Tensor:
+    """Scale the gradients of all parameters to a norm of at most `max_norm`:  g  <-  g / max(1, norm / max_norm).
 
     Returns the norm before clipping. Fused AdamW divides on its way through the weights: torch.amp's GradScaler asks
     for that by setting `grad_scale`, and so do we. The optimizer must then step before the next call.
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     norm = gradient_norm(parameters)
-    scale = (norm / limit).clamp(min=1)
+    scale = (norm / max_norm).clamp(min=1)
     if optimizer.defaults.get("fused"):
         optimizer.grad_scale = scale
     else:

@@ -11,7 +11,7 @@ more, and is appended only if there is none, so a tree is hardly larger than wha
 allocated as trees grow. Entries therefore have no order. Attention does not mind (a key contains its token's position);
 a mask, which names a beam's entries in the order in which it read them, finds them by
 
-    depth[b, s]  =  how many entries precede s on the way to it
+    depth[b, s]  =  the number of entries before s on its path
 
 Shapes: B prompts, K beams, R = B * K rows, S entries of a tree, as many as the largest has. The first S' are its trunk,
 and S <= S' + n K after n steps.
@@ -34,9 +34,7 @@ class BeamTree:
     """
 
     room: int
-    layers: list[tuple[Tensor, Tensor]] = field(
-        default_factory=list
-    )  # k and v memory of each layer, each [B, H, room, D]
+    layers: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # k, v memory of each layer, [B, H, room, D]
     length: int = 0  # entries in use, S; all layers have the same number between two passes
     path: Tensor | None = None  # [B, K, S] booleans; None until the prompts are read
     depth: Tensor | None = None  # [B, S], 0 .. S' + n - 1
@@ -60,9 +58,8 @@ class BeamTree:
         for memory, x in zip(self.layers[layer], (k, v)):
             memory.view(-1, x.size(-1)).index_copy_(0, self.leaves, x.reshape(-1, x.size(-1)))
         k, v = (memory[:, :, :S] for memory in self.layers[layer])  # each [B, H, S, D]
-        q = (
-            q.unflatten(0, (B, K)).squeeze(3).transpose(1, 2)
-        )  # [B, H, K, D]: a prompt's K rows of one token as one row of K
+        # A prompt's K rows of one token become one row of K.
+        q = q.unflatten(0, (B, K)).squeeze(3).transpose(1, 2)  # [B, H, K, D]
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=self.hidden)  # [B, H, K, D]
         return y.transpose(1, 2).flatten(0, 1).unsqueeze(2)
 

@@ -16,9 +16,8 @@ class CsvLog:
     def __init__(self, path: Path, columns: tuple[str, ...], after: int):
         rows = []
         if path.exists():
-            with open(
-                path, newline="", encoding="utf-8", errors="replace"
-            ) as file:  # a crash may have left half a line
+            # A crash may have left half a line, or half a character.
+            with open(path, newline="", encoding="utf-8", errors="replace") as file:
                 complete = (row for row in csv.reader(file) if len(row) == len(columns) and row[0].isdecimal())
                 rows = [row for row in complete if int(row[0]) <= after]
         with write_atomic(path) as file:

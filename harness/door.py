@@ -14,7 +14,7 @@ from gpt2 import GPT2
 from harness.machine import autocast
 
 
-def start_process(plain: bool) -> None:
+def set_allocator(plain: bool) -> None:
     """Allocator settings for the whole process; a command line calls it once, at its start."""
     if not plain:
         import fast
@@ -33,13 +33,13 @@ class Engine:
     def __init__(self, plain: bool, device: str, dtype: str):
         self.plain, self.device, self.dtype = plain, device, dtype
 
-    def choose(self, plain_one: Callable) -> Callable:
+    def choose(self, plain_function: Callable) -> Callable:
         """A function or class of the plain path, or its counterpart of the same name in fast/."""
         if self.plain:
-            return plain_one
+            return plain_function
         import fast  # here, so that --plain never loads it
 
-        return getattr(fast, plain_one.__name__)
+        return getattr(fast, plain_function.__name__)
 
     def in_precision(self, function: Callable) -> Callable:
         """The function, called in this number format."""

@@ -1,4 +1,4 @@
-"""What is hung on train.py's loop: data and model before it; logs, validation, checkpoints and signals after each step.
+"""Everything around train.py's loop: data and model before it; logs, validation and checkpoints after each step.
 
 A run can be killed at any moment. With --resume it continues from the last checkpoint to the same result, bit for bit
 on a CPU, because a checkpoint holds everything that the rest depends on: the learned weights, AdamW's moments, the step
@@ -15,7 +15,7 @@ from contextlib import ExitStack, contextmanager
 import torch
 
 from beam import NextWords
-from e2e_data import Batch, Encoded, collate, encode, epoch_order, load_split, load_tokenizer
+from e2e_data import Batch, Encoded, collate, encode, epoch_order, load_split, load_tokenizer, scored_tokens
 from evaluate import decode
 from harness import ranks
 from harness.checkpoints import CsvLog, load_checkpoint, save_checkpoint
@@ -32,7 +32,7 @@ VALID_COLUMNS = ("step", "epoch", "valid_loss", "seconds", "sample")
 class Run:
     """One run: its data and model, and how far it has come. `n` counts finished steps.
 
-    evaluates   read the test data too: an error in them is better found now than after hours
+    evaluates   read the test data too, so that an error in it is reported before training
     Raises InputError for whatever is wrong with the input, before anything is written.
     """
 
@@ -69,14 +69,14 @@ class Run:
         # sittings.
         self.counts = dict.fromkeys(("examples", "training_s", "validation_s", "loss", "scored", "read", "log_s"), 0.0)
 
-    def choose(self, plain_one: Callable) -> Callable:
+    def choose(self, plain_function: Callable) -> Callable:
         """A function of the plain path or its fast counterpart, called in the run's number format."""
-        return self.engine.in_precision(self.engine.choose(plain_one))
+        return self.engine.in_precision(self.engine.choose(plain_function))
 
     # ------------------------------------------------------------------- around the loop
 
     @contextmanager
-    def opened(self, optimizer: torch.optim.Optimizer, loss_of: Callable, resume: bool):
+    def session(self, optimizer: torch.optim.Optimizer, loss_of: Callable, resume: bool):
         """The block is the loop: before it, the folder, its lock and the checkpoint; after it, what was learned.
 
         Raises KeyboardInterrupt after Ctrl-C, once the checkpoint is written.
@@ -87,7 +87,7 @@ class Run:
             raise InputError(
                 f"{self.folder} does not exist on every machine: name a folder on a shared disk with --out"
             )
-        self.result = trained_file(self.folder, self.settings)
+        self.result = trained_file(self.folder, self.settings.finetunes)
         self.checkpoint = self.folder / "checkpoint.pt"
         with ExitStack() as inside:
             ranks.on_rank_0(inside.enter_context, lock_folder(self.folder, waits=False))
@@ -196,7 +196,7 @@ class Run:
         sample = search(self.model, self.tokenizer, self.sources[:1], **s.search, next_words=next_words)[0]
         self.model.train(s.dropout > 0)
         if s.keep == "best" and self.valid_loss < self.best:
-            ranks.on_rank_0(save_learned, self.model, self.prefix, self.result, s)
+            ranks.on_rank_0(save_learned, self.model, self.prefix, self.result, s.mode, s.model)
         self.best = min(self.best, self.valid_loss)
         self.counts["validation_s"] += time.monotonic() - began
         seconds = self.counts["training_s"] + self.counts["validation_s"]
@@ -208,7 +208,7 @@ class Run:
         """Write what was learned, and the run in numbers."""
         s = self.settings
         if s.keep == "last":
-            save_learned(self.model, self.prefix, self.result, s)
+            save_learned(self.model, self.prefix, self.result, s.mode, s.model)
         n_bytes, seconds = self.result.stat().st_size, self.counts["training_s"]
         summary = {
             "parameters": self._sizes(),
@@ -255,11 +255,6 @@ def validation_loss(
     for start in ranks.shard(range(0, len(by_length), batch_size)):
         total += loss_of(model, collate(by_length[start : start + batch_size], pad).to(device)).item()
     return sum(ranks.all_gather(total)) / scored_tokens(examples)
-
-
-def scored_tokens(examples: list[Encoded]) -> int:
-    """Tokens that the loss counts."""
-    return sum(len(ids) - n_prompt for ids, n_prompt in examples)
 
 
 def hours(seconds: float) -> str:

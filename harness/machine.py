@@ -23,11 +23,7 @@ def pick_device(name: str) -> str:
         torch.empty(1, device=name).cpu()
         if name.startswith("cuda:"):
             torch.cuda.set_device(name)  # or calls that name no GPU would use the first one
-    except (
-        RuntimeError,
-        AssertionError,
-        ImportError,
-    ) as error:  # any of these may be how PyTorch says "not compiled with"
+    except (RuntimeError, AssertionError, ImportError) as error:  # PyTorch's ways to say "not compiled with"
         raise InputError(f"--device {name} cannot be used here: {str(error).splitlines()[0]}") from None
     return name
 

@@ -151,19 +151,20 @@ def sum_gradients(optimizer: torch.optim.Optimizer) -> None:
     if size() == 1:
         return
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for parameter in parameters:
+        if parameter.grad is None:  # this rank had no examples
+            parameter.grad = torch.zeros_like(parameter)
     with collective():
         for parameter in parameters:
-            if parameter.grad is None:  # this rank had no examples
-                parameter.grad = torch.zeros_like(parameter)
             dist.all_reduce(parameter.grad)
 
 
 def summing_gradients(clip_gradients: Callable) -> Callable:
-    """`clip_gradients(optimizer, limit)`, of the gradients summed over the ranks: the norm is the whole batch's."""
+    """`clip_gradients(optimizer, max_norm)`, of the gradients summed over the ranks: the norm is the whole batch's."""
 
-    def sum_and_clip(optimizer: torch.optim.Optimizer, limit: float) -> Tensor:
+    def sum_and_clip(optimizer: torch.optim.Optimizer, max_norm: float) -> Tensor:
         sum_gradients(optimizer)
-        return clip_gradients(optimizer, limit)
+        return clip_gradients(optimizer, max_norm)
 
     return sum_and_clip
 

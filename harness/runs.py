@@ -41,9 +41,9 @@ def start_model(settings: Settings) -> tuple[GPT2, Prefix | None]:
     return settings.engine.to_device_and_freeze(model, prefix), prefix
 
 
-def trained_file(folder: Path, settings: Settings) -> Path:
+def trained_file(folder: Path, finetunes: bool) -> Path:
     """The file of what a run learned."""
-    return Path(folder) / ("model.safetensors" if settings.finetunes else "prefix.safetensors")
+    return Path(folder) / ("model.safetensors" if finetunes else "prefix.safetensors")
 
 
 def load_run(folder: str | Path, **changes) -> tuple[Settings, GPT2]:
@@ -55,10 +55,12 @@ def load_run(folder: str | Path, **changes) -> tuple[Settings, GPT2]:
     folder = Path(folder)
     here = {"out": str(folder), "device": "auto", "dtype": "auto", "plain": False}
     settings = dataclasses.replace(load_settings(folder), **here | changes).resolve()
-    path = trained_file(folder, settings)
+    path = trained_file(folder, settings.finetunes)
     if not path.exists() or not (folder / "summary.json").exists():
         raise InputError(f"{folder} has no finished {path.name}: resume its training with train.py … --resume")
     if settings.finetunes:
+        if "weights" in changes:
+            raise InputError(f"--weights has no effect: {path} holds all weights of this fine-tuned run; leave it out")
         model = load_gpt2(settings.model, str(path)).requires_grad_(False)
         return settings, settings.engine.to_device_and_freeze(model).eval()
     model = load_gpt2(settings.model, settings.weights)
@@ -71,9 +73,9 @@ def load_run(folder: str | Path, **changes) -> tuple[Settings, GPT2]:
     return settings, settings.engine.to_device_and_freeze(model, prefix).eval()
 
 
-def save_learned(model: GPT2, prefix: Prefix | None, path: Path, settings: Settings) -> None:
-    """Write what was learned: the prefix without P' and the MLP, or all of GPT-2's weights."""
-    about = {"mode": settings.mode, "model": settings.model}
+def save_learned(model: GPT2, prefix: Prefix | None, path: Path, mode: str, name: str) -> None:
+    """Write what was learned: the prefix without P' and the MLP, or all weights. name: of the model it began with."""
+    about = {"mode": mode, "model": name}
     if prefix is None:
         write_safetensors(path, model.state_dict(), about)
     else:

@@ -84,7 +84,7 @@ class Settings:
     out: str | None = flag(None, "the run's folder (default: runs/MODEL-MODE and so on)", kind=str)
     device: str = flag("auto", "cpu, cuda, mps (auto: cuda if there is one)")
     dtype: str = flag("auto", "bf16 or fp32 products (auto: bf16 if the hardware has it)", ("auto", "bf16", "fp32"))
-    plain: bool = flag(False, "compute everything by the plain files, without fast/: slower, the same up to rounding")
+    plain: bool = flag(False, "use only the plain files, without fast/: slower, equal up to rounding")
     log_every: int = flag(50, "steps between lines of log.csv")
     valid_every: int = flag(0, "steps between validations (0: after each epoch)")
     checkpoint_every: int = flag(500, "steps between checkpoints")

@@ -25,7 +25,9 @@ def download() -> None:
 
 @exit_on_input_error
 def main() -> None:
-    argparse.ArgumentParser(description="Download METEOR 1.5's two files (68 MB) and pack the paraphrase table.").parse_args()
+    argparse.ArgumentParser(
+        description="Download METEOR 1.5's two files (68 MB) and pack the paraphrase table."
+    ).parse_args()
     download()
     meteor_tables.load()
     print("METEOR's tables are ready")

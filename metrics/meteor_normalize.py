@@ -68,7 +68,9 @@ _APOSTROPHES = [  # rule 6, in this order
     (re.compile(f"({_DIGIT})'(s)"), r"\1 '\2"),
 ]
 _HAS_LETTER = re.compile(_LETTER)
-_JAVA_SPACE = re.compile("[ \t\n\r\f]+")  # where Java's StringTokenizer splits; Python's split() splits at more characters
+_JAVA_SPACE = re.compile(
+    "[ \t\n\r\f]+"
+)  # where Java's StringTokenizer splits; Python's split() splits at more characters
 _UNICODE_SPACE = re.compile("[ \u00a0\u2000-\u200a\u202f\u205f\u3000]+")
 TRIMMED = "".join(map(chr, range(0x21)))  # what Java's trim() removes at both ends
 

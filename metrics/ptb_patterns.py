@@ -1,28 +1,28 @@
 r"""The rules of the Penn Treebank tokeniser: what counts as one token, and how it is written.
 
-`ptb.py` reads text with the table RULES below. At every place in the text all rules try; the one
-that matches the most characters wins, and among equals the one that stands first in the table. So
-the order matters for ties only: what is special stands before what is general.
+`ptb.py` reads text with the table RULES below. At every position in the text all rules are tried. The
+longest match wins; of equally long matches, the first rule in the table wins. So the order matters
+only for ties: special rules come before general ones.
 
 The notation is that of `lex`, close to Python's `re`:
 
-    a         that letter, small or capital
-    [aeiou]   one character of the set, exactly as written (so [A] is a capital A only)
+    a         that letter, lower or upper case
+    [aeiou]   one character of the set, exactly as written (so [A] is only a capital A)
     {word}    the definition of that name, from DEFINITIONS
     ( | ) * + ? {m,n} \.   as in `re`
 
 Where the convention comes from. The Penn Treebank (Marcus, Santorini and Marcinkiewicz 1993) split
 English text so that every token could carry one part-of-speech tag: "don't" is a verb and an adverb,
 so it is "do" + "n't"; "cannot" is "can" + "not"; opening and closing quotation marks became `` and ''
-as in LaTeX; brackets became -LRB- and -RRB-, because bare brackets already mean structure in a
+as in LaTeX; brackets became -LRB- and -RRB-, because bare brackets mark structure in a
 treebank file. Robert MacIntyre wrote the convention down as a sed script. Stanford's PTBTokenizer
-(the program behind METEOR, ROUGE-L and CIDEr in the caption and data-to-text scorers) kept it and
+(which METEOR, ROUGE-L and CIDEr use in the caption and data-to-text scorers) kept it and
 added what later text needed: URLs, e-mail addresses, smileys, hashtags, currency signs, Unicode
 punctuation, and long lists of abbreviations whose period belongs to the word. These are the rules of
-its release 3.4.1, the one those scorers ship, oddities included: an oddity changes a score.
+release 3.4.1, which those scorers ship, including its oddities, because an oddity changes a score.
 
-Left out: what the reference does only when asked to and the scorers do not ask for, such as American
-spelling (so "centre" stays), Unicode quotes, escaped slashes, and the stricter Treebank dialect.
+Left out: the reference's options that the scorers do not use: American spelling (so "centre" stays),
+Unicode quotes, escaped slashes, and the stricter Treebank dialect.
 """
 
 import re
@@ -30,12 +30,12 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 # ------------------------------------------------------------------------------------------------
-# Character sets that are too large to write down in brackets
+# Character sets that are too large for brackets
 # ------------------------------------------------------------------------------------------------
 
-# The reference froze its letters and digits with the Unicode tables of its day (about 6.1). Python's
-# tables are newer and grow with every release, so the characters that became letters, digits or
-# capitals since then are taken out again. Ranges run over gaps that held no letter in the old tables.
+# The reference has fixed sets of letters and digits from the Unicode tables of its time (about 6.1).
+# Python's tables are newer and grow with every release, so the characters that became letters, digits or
+# capitals since then are excluded. Ranges include gaps that held no letter in the old tables.
 _LATER = re.compile(
     "[\u037f\u0528-\u052f\u0560\u0588\u05ef\u0860-\u089f\u08a1\u08ad-\u08c9\u0978\u0980\u09fc\u0af9\u0c34"
     "\u0c5a-\u0c5d\u0c80\u0cdd\u0d04\u0d54-\u0d5f\u0de6-\u0def\u0e86\u0e89\u0e8c\u0e8e-\u0e93\u0e98\u0ea0\u0ea8"
@@ -72,7 +72,7 @@ CHARACTER_SETS: dict[str, Callable[[str], bool]] = {
 
 
 def _one_of(words: str) -> str:
-    """The pattern for any word of a list, in which a period is a period."""
+    """The pattern for any word of a list; a period is a literal period."""
     return "|".join(words.replace(".", r"\.").split())
 
 
@@ -82,7 +82,7 @@ DEFINITIONS: dict[str, str] = {
     "newline": r"\r?\n|[\r\v\f\x85\u2028\u2029]",
     "blank": r"{space}|{newline}",
     # --- words. Inside a word also accented letters written as entities (&eacute;), the soft hyphen (invisible,
-    # removed later), and the combining marks of the scripts up to Lao, which are no letters by themselves.
+    # removed later), and the combining marks of the scripts up to Lao, which are not letters by themselves.
     "alnum": r"{letter}|{digit}",
     "wordletter": r"{letter}|&[aeiouAEIOU](acute|grave|uml);|[\u00ad\u02c2-\u02c5\u02d2-\u02df\u02e5-\u02eb\u02ed"
     r"\u02ef-\u036f\u0375\u0378\u0379\u0384\u0385\u03f6\u0483-\u0487\u055a-\u055f\u0591-\u05bd\u05bf"
@@ -105,13 +105,13 @@ DEFINITIONS: dict[str, str] = {
     "hyphen": r"[-_\u058a\u2010\u2011]",
     "elided": r"([dDoOlL]{anyapos}({alnum}))?({alnum})+",  # d'Artagnan, o'clock, L'Oreal
     "compound": r"{elided}({hyphen}{elided})*",
-    # Only plain ASCII, but commas and periods may stand in front of the hyphen: 1.5-litre, 2,000-seat, pre-U.S.
+    # Only plain ASCII, with commas and periods allowed before the hyphen: 1.5-litre, 2,000-seat, pre-U.S.
     "asciicompound": r"[A-Za-z0-9][A-Za-z0-9.,\u00ad]*(-([A-Za-z0-9\u00ad]+|([A-Za-z](\.[A-Za-z])+|{usa})\.))+",
     "ampcompound": r"[A-Z]+(([+&]|&amp;)[A-Z]+)+",  # AT&T, R&D, B&B
     "slashpart": r"[A-Za-z0-9]+(-[A-Za-z]+){0,2}",
     "comma": r"[,;:\u3001]",
-    # --- abbreviations, whose period is theirs. First kind: the text usually goes on in lower case after them, so
-    # a capital there starts a sentence. (Those that are also words are bound to their capital: [M]ass.)
+    # --- abbreviations, to which their period belongs. First kind: the text usually continues in lower case, so
+    # a capital after them starts a sentence. (Those that are also words require their capital: [M]ass.)
     "endabbr": "("
     + _one_of(
         "Jan Feb Mar Apr Jun Jul Aug Sep Sept Oct Nov Dec  Mon Tue Tues Wed Thu Thurs Fri "  # dates
@@ -124,7 +124,7 @@ DEFINITIONS: dict[str, str] = {
     # Letters with periods between them: U.S, a.m, p.m, e.g, and some compounds of "U.S".
     "usa": _one_of("Canada-U.S EU-U.S Japan-U.S Korean-U.S Sino-U.S non-U.S U.S.-U.K U.S.-U.S.S.R"),
     "initials": r"[A-Za-z](\.[A-Za-z])*|{usa}",
-    # Second kind: a name or a capital follows anyway, so they never end a sentence.
+    # Second kind: a name or a capital usually follows, so they never end a sentence.
     "midabbr": r"{initials}|"
     + _one_of(
         "Mr Mrs Ms Messrs [M]iss Mlle Mme Dr Drs Hon Prof Profs Pres Rev Msgr Ste St Gov Govs Rep Reps "  # titles
@@ -132,9 +132,9 @@ DEFINITIONS: dict[str, str] = {
         "Supt Supts  Adv Asst Assoc Atty Attys  Alex Jos Wm  Ave Ft Mt  Cie Dept Elec Invt M[ft]g Natl TREAS "
         "a.k.a cf Ph vs"
     ),
-    # Third kind: abbreviations only in front of a number (fig. 3, no. 5, pp. 10).
+    # Third kind: abbreviations only before a number (fig. 3, no. 5, pp. 10).
     "numabbr": "(" + _one_of("art bldg ca fig figs no nos op pp prop") + r")\.",
-    # Words that open a sentence so often that "U.S. The" is taken for the end of one. Capital needed.
+    # Words that open a sentence so often that "U.S. The" is read as the end of one. The capital is required.
     "opener": r"{tag}|"
     + _one_of(
         "[A] [A]n [T]he [T]hat [T]hese [T]his  [H]e [H]er [I]t [O]ne [O]ur [S]he [T]heir [T]hey [W]e [Y]ou "
@@ -151,10 +151,10 @@ DEFINITIONS: dict[str, str] = {
     "tag": r"<([!?][A-Za-z-][^>\r\n]*"
     r"|{name}( +{name}( *= *('[^']*'|\"[^\"]*\"))?)* *\/?"
     r"|\/{name}) *>",
-    # --- addresses. The end of a URL may not be punctuation, which belongs to the sentence.
+    # --- addresses. A URL cannot end in punctuation, which belongs to the sentence.
     "path": r"\/[^ \t\n\f\r\"<>|()]+[^ \t\n\f\r\"<>|.!?(){},-]",
-    # In the second set the reference wrote ",-_", and that is a range, from comma to underscore. Capitals and
-    # digits fall into it: "b&b.com" is one token, "B&B.com" is three, as in the reference.
+    # In the second set the reference has ",-_", which is a range, from comma to underscore. It includes capitals
+    # and digits: "b&b.com" is one token, "B&B.com" is three, as in the reference.
     "bareurl": r"www\.([^ \t\n\f\r\"<>|.!?(){},]+\.)+[a-zA-Z]{2,4}"
     r"|([^ \t\n\f\r\"`'<>|.!?(){},-_$]+\.)+(com|net|org|edu)",
     "mailpart": r"[^ \t\n\f\r\"<>|(){}.\u00a0]+",
@@ -167,7 +167,7 @@ DEFINITIONS: dict[str, str] = {
 }
 
 # ------------------------------------------------------------------------------------------------
-# How a token is written: from the characters matched to the token. None means no token at all.
+# How a token is written: from the matched characters to the token. None means no token.
 # ------------------------------------------------------------------------------------------------
 
 NBSP = "\u00a0"
@@ -182,12 +182,12 @@ def drop(text: str) -> None:
 
 
 def no_soft_hyphens(text: str) -> str:
-    """Soft hyphens only say where a line may break; a token that was nothing else becomes a hyphen."""
+    """Soft hyphens only mark possible line breaks; a token of nothing else becomes a hyphen."""
     return text.replace("\u00ad", "") or "-"
 
 
 def hold_together(text: str) -> str:
-    """A token may match over a space ("1 1/2"), but must not contain one: it becomes a no-break space."""
+    """A token can match across a space ("1 1/2") but must not contain one: it becomes a no-break space."""
     return text.replace(" ", NBSP)
 
 
@@ -230,12 +230,12 @@ def currency(text: str) -> str:
 
 
 def write(token: str) -> Callable[[str], str]:
-    """Whatever matched, the token is this."""
+    """The token is this, whatever matched."""
     return lambda text: token
 
 
 def dashes(text: str) -> str:
-    """Three or four hyphens are a dash (one and two already are what they should be, more are a rule)."""
+    """Three or four hyphens become a dash (one, two, and five or more stay as they are)."""
     return "--" if 3 <= len(text) <= 4 else text
 
 
@@ -246,31 +246,31 @@ def dashes(text: str) -> str:
 
 class Rule(NamedTuple):
     pattern: str  # what is matched
-    token: Callable[[str], str | None] = keep  # and how it is written
-    before: str = ""  # what must follow; it counts for the length of the match, but is read again
-    give_back: int = 0  # so many characters at the end are no part of this token: read again
-    twice: int = 0  # so many characters at the end are part of this token, and read again
+    token: Callable[[str], str | None] = keep  # how it is written
+    before: str = ""  # what must follow; counts for the length of the match, and is read again
+    give_back: int = 0  # the last characters of the match that are not part of the token; read again
+    twice: int = 0  # the last characters of the token that are read again
 
 
 RULES: list[Rule] = [
-    # --- Words that are two. Contractions that lost their apostrophe: can not, 't was, 't is, gon na, lem me.
+    # --- Words that become two. Contractions without an apostrophe: can not, 't was, 't is, gon na, lem me.
     Rule("cannot|'twas", give_back=3),
     Rule("'tis|gonna|gotta|lemme|gimme|wanna", give_back=2),
-    # The word before 's, 'll and so on, and before n't, whose n is no longer the word's: do|n't, ca|n't.
+    # The word before 's, 'll and so on, and before n't, which takes its n from the word: do|n't, ca|n't.
     Rule(r"{word}", no_soft_hyphens, before=r"{clitic}"),
     Rule(r"[A-Za-z\u00ad]*[A-MO-Za-mo-z]\u00ad*", no_soft_hyphens, before=r"{nt}"),
     Rule(r"y{apos}", before=r"{letter}"),  # y'all is y' all
     # --- Words
     Rule(r"{word}", no_soft_hyphens),
     Rule(r"c\+\+|(c|f)#"),  # programming languages
-    # Words that own an apostrophe: rock 'n' roll, l'amour, d'oh, Dunkin', 'em, O'Brien, '60s, 'til, ma'am
+    # Words with an apostrophe of their own: rock 'n' roll, l'amour, d'oh, Dunkin', 'em, O'Brien, '60s, 'til, ma'am
     # (a vowel on each side), 'cause and a few more.
     Rule(
         r"{apos}n{apos}?|[lLdDjJ]{apos}|(Dunkin|somethin|ol){apos}|{apos}(em|till?|cause|[2-9]0s)"
         r"|[A-HJ-XZn]{anyapos}{letter}{letter}+|{letter}+[aeiouyAEIOUY]{anyapos}[aeiouA-Z]{letter}*|O{anyapos}o"
         r"|c'mon|cont'd\.?|e'er|ev'ry|li'l|nat'l|nor'easter|s'mores"
     ),
-    # --- What is left of the two: 's and n't by themselves
+    # --- The second of the two: 's and n't by themselves
     Rule(r"{clitic}|{nt}", closing_quotes, before=r"[^A-Za-z]"),
     # --- Markup and addresses
     Rule(r"{tag}", hold_together),
@@ -286,16 +286,16 @@ RULES: list[Rule] = [
     Rule(r"[\u00bc-\u00be\u2153-\u215e]", fraction_sign),
     Rule(r"[A-Z]*\$|#"),  # $, US$, NZ$; # was the pound sign
     Rule(r"[\u00a2-\u00a5\x80\u20a0\u20ac\u060b\u0e3f\u20a4\uffe0\uffe1\uffe5\uffe6]", currency),
-    # --- Words that the Treebank kept whole, bracket names that are already there among them
+    # --- Words that the Treebank kept whole, including bracket names that are already in the text
     Rule(r"-(RRB|LRB|RCB|LCB|RSB|LSB)-|C\.D\.s|pro-|anti-|S(&|&amp;)(P-500|Ls)|Cap{apos}n|c{apos}est", ampersand),
     Rule(r"{slashpart}(\\?\/{slashpart}){1,2}"),  # and/or, 24/7, TV/radio
-    # --- Abbreviations. Initials before a word that opens a sentence end the last one too. One period on paper,
-    # two tokens with it: "the U.S. The" gives U.S. and a period. A single letter is no abbreviation there: what
-    # "vitamin C. The" gives is C and a period.
+    # --- Abbreviations. Initials before a word that opens a sentence also end the previous sentence. The one period
+    # is in two tokens: "the U.S. The" gives U.S. and a period. A single letter there is not an abbreviation:
+    # "vitamin C. The" gives C and a period.
     Rule(r"[A-Za-z]\.", give_back=1, before=r"{newsentence}"),
     Rule(r"({initials})\.", twice=1, before=r"{newsentence}"),
     Rule(r"{numabbr}", before=r"({blank})?{digit}"),
-    Rule(r"(pt[eyEY]|co)\.", before=r"{space}(ltd|lim)"),  # Pty. Ltd. goes on, so no sentence end
+    Rule(r"(pt[eyEY]|co)\.", before=r"{space}(ltd|lim)"),  # Pty. Ltd.: not the end of a sentence
     # The first kind of abbreviation: before a capital, and at the end of the text, the period counts twice.
     Rule(r"{endabbr}", twice=1, before=r"({blank})({blank}|{capital}|{tag})"),
     Rule(r"{endabbr}", before=r"{any}{any}"),
@@ -305,7 +305,7 @@ RULES: list[Rule] = [
     Rule(r"{initials}", before=r"{blank}"),
     Rule(r"{apos}[0-9][0-9]", before=r"{blank}"),  # '99
     Rule(r"{file}", before=r"{blank}|[.?!,]"),
-    # A word with its period before a comma or colon must be an abbreviation, known or not: "approx., 5".
+    # A word with a period before a comma or colon must be an abbreviation, listed or not: "approx., 5".
     Rule(r"{word}\.", no_soft_hyphens, before=r"{comma}"),
     Rule(
         r"(\([0-9]{2,3}\)[ \u00a0]?|(\+\+?)?([0-9]{2,4}[- \u00a0])?[0-9]{2,4}[- \u00a0])"  # (555) 123-4567
@@ -313,23 +313,23 @@ RULES: list[Rule] = [
         r"|((\+\+?)?[0-9]{2,4}\.)?[0-9]{2,4}\.[0-9]{3,4}\.[0-9]{3,5}",
         phone,
     ),  # 555.123.4567
-    # --- Smileys: :-) ;P =D, then ^_^ and (-_-) and the like. "^.^" was meant as well, but a bracket too many is
-    # escaped in the reference, and a bare ~ means "everything up to" there: what became of it matches "^.[^x=",
-    # any text, "<>]", which nobody writes.
+    # --- Smileys: :-) ;P =D, then ^_^ and (-_-) and the like. "^.^" was meant as well, but the reference escapes one
+    # bracket too many, and a bare ~ means "everything up to" there: the result matches "^.[^x=", any text, "<>]",
+    # which nobody writes.
     Rule(r"[<>]?[:;=][-o*']?[()DPdpO\\{@|\[\]]", brackets, before=r"[^A-Za-z0-9]"),
     Rule(
         r"[-\^x=~<>']_[-\^x=~<>']|\([-\^x=~<>'][_.]?[-\^x=~<>']\)|\([\^x=~<>']-[\^x=~<>'`]\)"
         r"|[\^x=~<>]\.\[\^x=[^<]*<>\]",
         brackets,
     ),
-    # --- Compounds. A period before a comma is theirs too: "pre-Nov., say".
+    # --- Compounds. A period before a comma belongs to them: "pre-Nov., say".
     Rule(r"{asciicompound}\.", no_soft_hyphens, before=r"{comma}"),
     Rule(r"{asciicompound}", no_soft_hyphens),
     Rule(r"{compound}\.", before=r"{comma}"),
     Rule(r"{compound}"),
     Rule(r"{ampcompound}\.", ampersand, before=r"{comma}"),
     Rule(r"{ampcompound}", ampersand),
-    # --- Quotation marks. A straight one opens when a letter, digit or dollar sign touches it, and closes
+    # --- Quotation marks. A straight one opens if a letter, digit or dollar sign follows directly, and closes
     # otherwise; an apostrophe before a word of two characters or more is probably an opening quote.
     Rule(r"\"|&quot;", opening_quotes, before=r"[A-Za-z0-9$]"),
     Rule(r"\"|&quot;", closing_quotes),
@@ -362,11 +362,11 @@ RULES: list[Rule] = [
         r"\u0965\u0e4f\u1fbd\u2016\u2017\u2020-\u2023\u2030-\u2038\u203b\u203e-\u2042\u2044\u207a-\u207f\u208a-\u208e"
         r"\u2100-\u214f\u2190-\u2bff\u3012\u30fb\uff01-\uff0f\uff1a-\uff20\uff3b-\uff40\uff5b-\uff65]"
     ),
-    # --- No tokens: spaces, invisible characters, line ends, and whatever no other rule knows (control characters,
+    # --- No tokens: spaces, invisible characters, line ends, and all that no other rule matches (control characters,
     # emoji, newer scripts), one UTF-16 unit at a time.
     Rule(r"({space})+|&nbsp;|[\0\u200b\u200e\u200f\ufeff]", drop),
     Rule(r"\x7f", drop),
-    Rule(r"\r?\n", write("\n")),  # handed on: ptb.py counts lines with it
-    Rule(r"[\r\v\f\x85\u2028\u2029]", drop),  # no line end for the scorer, see ptb.py
+    Rule(r"\r?\n", write("\n")),  # passed on: ptb.py counts lines with it
+    Rule(r"[\r\v\f\x85\u2028\u2029]", drop),  # not a line end for the scorer, see ptb.py
     Rule(r"[^\n]", drop),
 ]

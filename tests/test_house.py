@@ -43,6 +43,16 @@ def test_no_file_of_the_method_imports_fast(name):
     assert "fast" not in packages(ROOT / f"{name}.py")
 
 
+@pytest.mark.parametrize("name", METHOD)
+def test_the_method_imports_the_method_the_harness_and_the_metrics(name):
+    assert packages(ROOT / f"{name}.py") & OURS <= {*METHOD, "harness", "metrics"}
+
+
+def test_mini_imports_the_method_and_the_harness():
+    for path in files("mini"):
+        assert packages(path) & OURS <= {*METHOD, "harness", "mini"}, path
+
+
 def test_fast_has_one_door():
     """Besides tests and benchmarks, only harness/door.py imports it; fast/ itself imports the model only."""
     importers = {path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.py") if "fast" in packages(path)}

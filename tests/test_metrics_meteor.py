@@ -319,7 +319,7 @@ def test_table_is_packed_once_and_again_when_damaged(tmp_path, monkeypatch, caps
     # Where nothing can be kept, the scores are right all the same.
     (tmp_path / "file").touch()
     assert meteor_tables._packed_paraphrases(source, tmp_path / "file").words == {"a": 1, "b": 2}
-    assert "was not kept" in capsys.readouterr().err
+    assert "was not saved" in capsys.readouterr().err
 
 
 # ------------------------------------------------------------------------- the alignment

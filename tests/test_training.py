@@ -21,10 +21,10 @@ import torch.nn.functional as F
 from tiny import write_data
 
 import train as train_module
-from e2e_data import collate, encode, epoch_order, load_split, load_tokenizer
+from e2e_data import collate, encode, epoch_order, load_split, load_tokenizer, scored_tokens
 from evaluate import evaluate_run
 from harness.files import InputError, lock_folder
-from harness.loop import Run, scored_tokens, validation_loss
+from harness.loop import Run, validation_loss
 from harness.machine import autocast
 from harness.runs import load_run, start_model
 from harness.safetensors import read_safetensors
