@@ -14,7 +14,7 @@ from fast.loss import SHAPE_MULTIPLE
 from fast.prepacked import PrepackedLinear, TwoRounds, can_pack, largest
 from fast.training import exact_logits
 from fast.tree import BeamTree
-from gpt2 import GPT2, join_heads, split_heads
+from gpt2 import GPT2, Attention, join_heads, split_heads
 
 
 class NextWords:
@@ -81,16 +81,20 @@ def hidden_states(
     begins = tree.length == 0
     x = model.wte(tokens) + model.wpe(positions)  # [B, T, C]
     for layer, block in enumerate(model.h):
-        q, k, v = split_heads(block.attn.c_attn(block.ln_1(x)), model.config.n_head)  # each [B, H, T, D]
-        if begins and block.attn.kv_hook is not None:
-            k, v = block.attn.kv_hook(k, v)  # [B, H, E + T, D]
-        y = tree.attend(layer, q, k, v, mask)  # [B, H, T, D]
-        x = x + block.attn.c_proj(join_heads(y))
+        x = x + attention(block.attn, block.ln_1(x), tree, mask, begins)
         if last is not None and layer == len(model.h) - 1:
             x = x.flatten(0, 1).index_select(0, F.pad(last, (0, -len(last) % SHAPE_MULTIPLE)))
         x = x + block.mlp(block.ln_2(x))
     x = model.ln_f(x)
     return x if last is None else x[: len(last)]
+
+
+def attention(attn: Attention, x: Tensor, tree: BeamTree, mask: Tensor | None, begins: bool) -> Tensor:
+    """Attention.forward with a tree, [B, T, C] -> [B, T, C]. As a function it frees q, k and v before the MLP."""
+    q, k, v = split_heads(attn.c_attn(x), attn.n_head)  # each [B, H, T, D]
+    if begins and attn.kv_hook is not None:
+        k, v = attn.kv_hook(k, v)  # [B, H, E + T, D]
+    return attn.c_proj(join_heads(tree.attend(attn.layer, q, k, v, mask)))
 
 
 def pack(model: GPT2) -> GPT2:

@@ -66,12 +66,18 @@ def run_block(
 ) -> Tensor:
     """Block.forward on packed tokens, [N, C] -> [N, C]; with `rows` only these tokens come out, [M, C]."""
     p, training = block.attn.dropout.p, block.training
-    y = attend(block.attn, *packing.heads(project(block.attn.c_attn, block.ln_1(x))), mask)  # [B, H, T, D]
-    x = x + dropout(project(block.attn.c_proj, packing.tokens(y)), p, training)  # [N, C]
+    x = x + dropout(attention(block.attn, block.ln_1(x), mask, packing), p, training)  # [N, C]
     if rows is not None:
         x = x.index_select(0, rows)  # [M, C]
     y = project(block.mlp.c_proj, F.gelu(project(block.mlp.c_fc, block.ln_2(x)), approximate="tanh"))
     return x + dropout(y, p, training)
+
+
+def attention(attn: Attention, x: Tensor, mask: Tensor | None, packing: TokenPacking) -> Tensor:
+    """Attention.forward on packed tokens, without the last dropout: [N, C] -> [N, C]."""
+    q, k, v = packing.heads(project(attn.c_attn, x))  # each [B, H, T, D]
+    y = packing.tokens(attend(attn, q, k, v, mask))  # [N, C]
+    return project(attn.c_proj, y)
 
 
 def project(layer: Projection, x: Tensor) -> Tensor:
