@@ -26,7 +26,7 @@ needs_systems = pytest.mark.skipif(not SYSTEMS, reason="the 20 systems' outputs 
 JAVA_IS_HERE = shutil.which("java") is not None and importlib.util.find_spec("pycocoevalcap") is not None
 needs_java = pytest.mark.skipif(not JAVA_IS_HERE, reason="no Java, or no pycocoevalcap, to compare with")
 
-# Java's default garbage collector has threads of its own, which take a third more CPU time here.
+# The default garbage collector runs threads of its own, which cost METEOR's program a third more CPU time.
 os.environ.setdefault("JAVA_TOOL_OPTIONS", "-XX:+UseParallelGC")
 
 Corpus = tuple[list[str], list[list[str]]]  # hypotheses, references

@@ -1,4 +1,4 @@
-"""METEOR against the jar, and its parts against plainer ways to say the same.
+"""METEOR equals the jar, and its parts equal plainer versions of themselves.
 
 Without tables: the worked examples on tables small enough to read, and the search against a search without its
 bookkeeping. With tables: unit values and recorded segments. Live, where Java and pycocoevalcap are: texts of many

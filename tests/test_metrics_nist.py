@@ -19,7 +19,7 @@ def corpus_nist(hypotheses, references, variant="python"):
 
 
 def slow_nist(hypotheses, references, variant):
-    """Doddington's equations with no sharing of work: every count is made anew where it is needed."""
+    """Doddington's equations with no sharing of work: every count is computed where it is needed."""
     every_reference = [reference for texts in references for reference in texts]
 
     def occurrences(ngram, text):

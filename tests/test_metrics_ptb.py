@@ -264,7 +264,7 @@ def jar_tables():
 @needs_jar
 def test_our_automaton_is_the_one_in_the_jar():
     """Walk both from the start, over every kind of character, through every pair of states that can be reached
-    together. If both always accept together, and each of our rules always stands for one action of the jar's, then
+    together. If both always accept together, and each of our rules always belongs to one action of the jar's, then
     no text of UTF-16 units exists on which the two find different matches. A proof, not a sample."""
     kind_of, rows, arcs, action, final = jar_tables()
     matcher = ptb._rules()
