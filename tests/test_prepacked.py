@@ -72,9 +72,7 @@ def test_texts_and_hidden_states_are_those_of_the_unpacked_model(mode):
         search = engine.in_precision(beam_search)
         found[name] = search(model, prompts(40), 1000, 5, 12, "output", (7, 8, 1000), NextWords)
     same = {name: sum(a == b for a, b in zip(found[name], found["exact"])) for name in ("plain", "ready")}
-    assert same["ready"] >= 25 and same["ready"] >= same["plain"] - 4, (
-        same
-    )  # candidates are close
+    assert same["ready"] >= 25 and same["ready"] >= same["plain"] - 4, same  # candidates are close
 
 
 def test_two_rounds_find_log_p_of_the_best_words_where_bf16_loses_it():
