@@ -139,7 +139,7 @@ def test_an_end_token_written_in_the_text_is_ordinary_text(world):
 def test_an_example_longer_than_the_context_is_named(world):
     tokenizer = load_tokenizer(str(world / "model"))
     said = (
-        "example 2.* has 7[0-9] tokens, but only 40 fit into the model.s context beside the prefix: 'name : B"
+        "example 2.* has 7[0-9] tokens, but only 40 fit into the model.s context after the prefix: 'name : B"
         ".*smaller --prefix_len"
     )
     with pytest.raises(InputError, match=said):
