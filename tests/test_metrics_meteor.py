@@ -556,9 +556,10 @@ def shuffled(chosen, line, vocabulary):
     return " ".join(words)
 
 
+@pytest.mark.slow
 @needs_tables
 @needs_java
-@pytest.mark.parametrize("tokenised", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("tokenised", [True, False])
 def test_live_texts_of_other_kinds(tokenised):
     chosen = random.Random(tokenised)
     lines = list(OTHER_TEXTS)
