@@ -65,8 +65,8 @@ class Run:
         self.n = 0
         self.valid_loss = self.best = math.inf
         # Sums over the run: examples trained on, seconds of training and of validation. Sums since the last line of the
-        # log: loss in nats, scored tokens, tokens read, seconds. Checkpoints hold them: a run may take several
-        # sittings.
+        # log: loss in nats, scored tokens, tokens read, seconds. Checkpoints hold them, for runs that are
+        # resumed.
         self.counts = dict.fromkeys(("examples", "training_s", "validation_s", "loss", "scored", "read", "log_s"), 0.0)
 
     def choose(self, plain_function: Callable) -> Callable:
