@@ -116,11 +116,11 @@ def train(settings: Settings, resume: bool = False, evaluates: bool = False) -> 
 def examples_of_step(examples: list[Encoded], step: int, batch_size: int, seed: int) -> list[Encoded]:
     """The examples of a step. Each epoch is shuffled separately; its last batch may be smaller."""
     epoch, place = divmod(step, math.ceil(len(examples) / batch_size))
-    order = _order_of_epoch(len(examples), seed, epoch)
+    order = order_of_epoch(len(examples), seed, epoch)
     return [examples[i] for i in order[place * batch_size : (place + 1) * batch_size]]
 
 
-_order_of_epoch = functools.lru_cache(maxsize=1)(epoch_order)
+order_of_epoch = functools.lru_cache(maxsize=1)(epoch_order)  # shuffled once for all steps of an epoch
 
 
 @exit_on_input_error

@@ -135,7 +135,7 @@ def round_frozen(model: GPT2) -> None:
             module.to(torch.bfloat16)
 
 
-_heads: WeakKeyDictionary = WeakKeyDictionary()  # model -> (what it was made from, the rounded wte)
+rounded_heads: WeakKeyDictionary = WeakKeyDictionary()  # model -> (what it was made from, the rounded wte)
 
 
 def rounded_head(model: GPT2, dtype: torch.dtype) -> Tensor:
@@ -144,9 +144,9 @@ def rounded_head(model: GPT2, dtype: torch.dtype) -> Tensor:
     if wte.dtype == dtype:
         return wte
     made_from = (dtype, wte.data_ptr(), wte._version)  # changes when the weights do
-    if model not in _heads or _heads[model][0] != made_from:
-        _heads[model] = (made_from, padded_cast(wte, dtype))
-    return _heads[model][1]
+    if model not in rounded_heads or rounded_heads[model][0] != made_from:
+        rounded_heads[model] = (made_from, padded_cast(wte, dtype))
+    return rounded_heads[model][1]
 
 
 # ----------------------------------------------------------------------------- clipping

@@ -48,7 +48,7 @@ class BeamTree:
         Beams: q, k, v [R, H, 1, D], mask [R, 1, 1, S' + n] or None, in the order in which a beam read its entries
         """
         if self.path is None:
-            return self._attend_in_prompts(layer, q, k, v, mask)
+            return self.attend_in_prompts(layer, q, k, v, mask)
         B, K, S = self.path.shape
         if layer == 0:  # once for all layers
             seen = self.path
@@ -63,7 +63,7 @@ class BeamTree:
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=self.hidden)  # [B, H, K, D]
         return y.transpose(1, 2).flatten(0, 1).unsqueeze(2)
 
-    def _attend_in_prompts(self, layer: int, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    def attend_in_prompts(self, layer: int, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         # The free memory is zero-filled, because masked entries must not be NaN.
         self.layers.append(tuple(F.pad(x, (0, 0, 0, self.room)) for x in (k, v)))
         self.length = k.size(2)
@@ -78,12 +78,12 @@ class BeamTree:
             trunk = torch.arange(self.length, device=beams.device).expand(len(self.layers[0][0]), -1)  # [B, S']
             self.depth, self.path = trunk, torch.ones_like(trunk, dtype=torch.bool).unsqueeze(1)
         if B < len(self.path):
-            self._select(prompts)
+            self.select(prompts)
         path = self.path.gather(1, beams[:, :, None].expand(-1, -1, self.length))
         path = F.pad(path, (0, K))  # [B, K, S + K], K entries more than there were
         dead = ~path.any(1)  # [B, S + K], at least K of each tree
         places = (dead & (dead.cumsum(1) <= K)).nonzero()[:, 1].view(B, K)  # the first K
-        S = self._grow(max(self.length, int(places.max()) + 1))
+        S = self.grow(max(self.length, int(places.max()) + 1))
         read = path[:1, :1].sum(2)  # [1, 1], as many entries as are on every beam's path
         self.depth = F.pad(self.depth, (0, K))[:, :S].scatter(1, places, read.expand(B, K))  # [B, S]
         self.path = path[:, :, :S].scatter(2, places[:, :, None], True)  # [B, K, S]
@@ -91,7 +91,7 @@ class BeamTree:
         trees = torch.arange(B * H, device=beams.device).view(B, 1, H)
         self.leaves = (trees * room + places[:, :, None]).flatten()
 
-    def _select(self, prompts: Tensor) -> None:
+    def select(self, prompts: Tensor) -> None:
         """Keep these prompts' trees, in the memory that is there."""
         n, used = len(prompts), self.length
         for layer, memories in enumerate(self.layers):
@@ -100,7 +100,7 @@ class BeamTree:
             self.layers[layer] = tuple(memory[:n] for memory in memories)
         self.depth, self.path = self.depth[prompts], self.path[prompts]
 
-    def _grow(self, S: int) -> int:
+    def grow(self, S: int) -> int:
         """Use S entries in all layers; returns S. If the memory is too small, it is reallocated for 3/2 S entries."""
         for layer, memories in enumerate(self.layers):
             if (room := memories[0].size(2)) < S:

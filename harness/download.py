@@ -43,12 +43,12 @@ def download(url: str, path: Path, size: int | None = None, sha256: str | None =
             return path
         for attempt in range(1, tries + 1):
             try:
-                return _download_once(requests, url, path, size, sha256)
+                return download_once(requests, url, path, size, sha256)
             except requests.HTTPError as error:
                 status = error.response.status_code
                 problem, passing = f"the server answered {status}", status >= 500 or status == 429
             except requests.RequestException as error:
-                problem, passing = _reason(error)
+                problem, passing = failure_of(error)
             if not passing:  # a retry would not help
                 break
             if attempt < tries:
@@ -59,7 +59,7 @@ def download(url: str, path: Path, size: int | None = None, sha256: str | None =
     )
 
 
-def _reason(error: Exception) -> tuple[str, bool]:
+def failure_of(error: Exception) -> tuple[str, bool]:
     """(what went wrong, whether a retry may help), found in the text of the error."""
     for sign, reason, passing in (
         ("Failed to resolve", "the server's name cannot be resolved", False),
@@ -76,7 +76,7 @@ def _reason(error: Exception) -> tuple[str, bool]:
     return type(error).__name__, True
 
 
-def _download_once(requests, url: str, path: Path, size: int | None, sha256: str | None) -> Path:
+def download_once(requests, url: str, path: Path, size: int | None, sha256: str | None) -> Path:
     """One attempt; resumes from a `.part` file of the same version."""
     headers = {"Accept-Encoding": "identity"}  # Content-Length then counts the file's own bytes
     with requests.get(url, stream=True, timeout=30, headers=headers) as answer:
@@ -96,14 +96,14 @@ def _download_once(requests, url: str, path: Path, size: int | None, sha256: str
             rest = headers | {"Range": f"bytes={have}-", "If-Range": etag}
             with requests.get(answer.url, stream=True, timeout=30, headers=rest) as answer_rest:
                 if answer_rest.status_code == 206:  # Partial Content: the server resumes where we stopped
-                    _stream(answer_rest, part, "ab", have, total, path.name)
-                    return _accept(part, path, url, total or size, sha256)
+                    append_to(answer_rest, part, "ab", have, total, path.name)
+                    return accept(part, path, url, total or size, sha256)
         if not (have and have == total):
-            _stream(answer, part, "wb", 0, total, path.name)
-    return _accept(part, path, url, total or size, sha256)
+            append_to(answer, part, "wb", 0, total, path.name)
+    return accept(part, path, url, total or size, sha256)
 
 
-def _stream(answer, part: Path, mode: str, done: int, total: int | None, name: str) -> None:
+def append_to(answer, part: Path, mode: str, done: int, total: int | None, name: str) -> None:
     """Append the response's bytes to `part`; on a terminal, draw a progress bar."""
     show = sys.stderr.isatty()
     shown_at = 0.0
@@ -128,7 +128,7 @@ def _stream(answer, part: Path, mode: str, done: int, total: int | None, name: s
             print(file=sys.stderr)
 
 
-def _accept(part: Path, path: Path, url: str, size: int | None, sha256: str | None) -> Path:
+def accept(part: Path, path: Path, url: str, size: int | None, sha256: str | None) -> Path:
     """Verify the finished download and give it its name."""
     have = part.stat().st_size
     if size is not None and have != size:

@@ -98,19 +98,19 @@ class Run:
                 self.n = self.steps
                 yield
                 return
-            self._restore()
+            self.restore()
             self.stop = inside.enter_context(StopSignal())
-            print(self._describe(), flush=True)
+            print(self.describe(), flush=True)
             self.model.train(self.settings.dropout > 0)
             yield
-            ranks.on_rank_0(self._finish)
+            ranks.on_rank_0(self.finish)
             if any(ranks.all_gather(self.stop.asked)):  # during the last step: training is done, evaluation can wait
                 raise KeyboardInterrupt
 
     def steps_left(self) -> Iterator[int]:
         """The steps from the last checkpoint to the end, 0 is the first. `after_step` counts them."""
         while self.n < self.steps:
-            self._began = time.monotonic()
+            self.step_began = time.monotonic()
             ranks.seed_noise(self.settings.seed, self.n)
             yield self.n
 
@@ -128,19 +128,19 @@ class Run:
         """
         s = self.settings
         loss = sum(ranks.all_gather(loss))
-        self._check_finite("loss", loss)
-        self._check_finite("gradient norm", norm)
+        self.check_finite("loss", loss)
+        self.check_finite("gradient norm", norm)
         self.n += 1
-        self._count(examples, loss, time.monotonic() - self._began)
+        self.count(examples, loss, time.monotonic() - self.step_began)
         last = self.n == self.steps
         if self.n % s.log_every == 0 or last:
-            ranks.on_rank_0(self._log, lr, norm)
+            ranks.on_rank_0(self.write_log, lr, norm)
         if self.n % (s.valid_every or self.steps_per_epoch) == 0 or last:
-            self._validate()
+            self.validate()
         stopping = any(ranks.all_gather(self.stop.asked))
         if (self.n % s.checkpoint_every == 0 or stopping) and not last:
             state = {"n": self.n, "best": self.best, "counts": self.counts}
-            where = (self.checkpoint, self.learned, self.optimizer, self._fingerprint())
+            where = (self.checkpoint, self.learned, self.optimizer, self.fingerprint())
             ranks.on_rank_0(lambda: save_checkpoint(*where, **state))
         if stopping and not last:
             print(f"checkpoint written at step {self.n} of {self.steps}", file=sys.stderr)
@@ -148,26 +148,26 @@ class Run:
 
     # ------------------------------------------------------------------- its parts
 
-    def _restore(self) -> None:
+    def restore(self) -> None:
         """Continue from a checkpoint, if there is one, and open the logs."""
         if ranks.on_rank_0(self.checkpoint.exists):
-            state = load_checkpoint(self.checkpoint, self.learned, self.optimizer, self._fingerprint())
+            state = load_checkpoint(self.checkpoint, self.learned, self.optimizer, self.fingerprint())
             self.n, self.best, self.counts = state["n"], state["best"], state["counts"]
             print(f"resuming at step {self.n} of {self.steps}")
         self.log = ranks.on_rank_0(CsvLog, self.folder / "log.csv", LOG_COLUMNS, self.n)
         self.valid_log = ranks.on_rank_0(CsvLog, self.folder / "valid.csv", VALID_COLUMNS, self.n)
 
-    def _fingerprint(self) -> str:
+    def fingerprint(self) -> str:
         """Changes when the training examples do."""
         return hashlib.sha256(repr(self.train_set).encode()).hexdigest()
 
-    def _count(self, examples: list[Encoded], loss: float, seconds: float) -> None:
+    def count(self, examples: list[Encoded], loss: float, seconds: float) -> None:
         read = sum(len(ids) for ids, _ in examples)
         step = {"examples": len(examples), "training_s": seconds, "loss": loss, "scored": scored_tokens(examples)}
         for name, value in (step | {"read": read, "log_s": seconds}).items():
             self.counts[name] += value
 
-    def _check_finite(self, what: str, value: float) -> None:
+    def check_finite(self, what: str, value: float) -> None:
         """End a run that has diverged, before a bad checkpoint replaces the last good one."""
         if not math.isfinite(value):
             lr = self.settings.lr
@@ -175,7 +175,7 @@ class Run:
                 f"the {what} is {value} after {self.n} steps: lower --lr (it is {lr:g}), with another --out"
             )
 
-    def _log(self, lr: float, norm: float) -> None:
+    def write_log(self, lr: float, norm: float) -> None:
         """A line in log.csv and on the screen. The loss is in nats a scored token in every mode, so curves compare."""
         counts, epoch = self.counts, self.n / self.steps_per_epoch
         loss, speed = counts["loss"] / counts["scored"], counts["read"] / counts["log_s"]
@@ -185,12 +185,12 @@ class Run:
         print(f"{where}  {speed:,.0f} tok/s  {hours(left)} left", flush=True)
         counts |= dict.fromkeys(("loss", "scored", "read", "log_s"), 0.0)
 
-    def _validate(self) -> None:
+    def validate(self) -> None:
         """The loss on the validation set, and a generated sentence with its table: in valid.csv and on the screen."""
         s, began = self.settings, time.monotonic()
         self.model.eval()
         self.valid_loss = validation_loss(self.model, self.valid_set, self.loss_of, self.pad, s.device)
-        self._check_finite("validation loss", self.valid_loss)
+        self.check_finite("validation loss", self.valid_loss)
         next_words = self.engine.choose(NextWords)
         search = self.engine.in_precision(decode)
         sample = search(self.model, self.tokenizer, self.sources[:1], **s.search, next_words=next_words)[0]
@@ -204,14 +204,14 @@ class Run:
         ranks.on_rank_0(self.valid_log.add, self.n, epoch, f"{self.valid_loss:.6f}", f"{seconds:.1f}", sample)
         print(f"validation loss {self.valid_loss:.4f}\n  {self.sources[0]}\n  -> {sample}", flush=True)
 
-    def _finish(self) -> None:
+    def finish(self) -> None:
         """Write what was learned, and the run in numbers."""
         s = self.settings
         if s.keep == "last":
             save_learned(self.model, self.prefix, self.result, s.mode, s.model)
         n_bytes, seconds = self.result.stat().st_size, self.counts["training_s"]
         summary = {
-            "parameters": self._sizes(),
+            "parameters": self.sizes(),
             "bytes_on_disk": n_bytes,
             "steps": self.steps,
             "training_examples": len(self.train_set),
@@ -226,15 +226,15 @@ class Run:
         self.checkpoint.unlink(missing_ok=True)
         print(f"trained in {hours(seconds)}; learned weights in {self.result} ({n_bytes:,} bytes)")
 
-    def _sizes(self) -> dict[str, int]:
+    def sizes(self) -> dict[str, int]:
         """Numbers in GPT-2, numbers trained, and numbers stored for this task beside the shared GPT-2."""
         stored = self.model if self.prefix is None else self.prefix.drop_mlp()
         modules = {"gpt2": self.model, "trained": self.learned, "stored": stored}
         return {name: sum(p.numel() for p in module.parameters()) for name, module in modules.items()}
 
-    def _describe(self) -> str:
+    def describe(self) -> str:
         """What is about to happen. The paper's "0.1 %" is what is stored, not what is trained with the MLP."""
-        s, size = self.settings, self._sizes()
+        s, size = self.settings, self.sizes()
         what = f"all {size['gpt2']:,} weights of {s.model}"
         if self.prefix is not None:
             share = f"{100 * size['stored'] / size['gpt2']:.2f} % of {s.model}'s {size['gpt2']:,}"

@@ -45,10 +45,10 @@ def score(hypotheses: list[str], references: list[list[str]], per_segment: bool 
 
     Raises ValueError for no hypotheses, lists of different lengths, or a segment without references.
     """
-    _check(hypotheses, references)
-    with _without_garbage_collector():
-        corpus, columns = _score_words(hypotheses, references, per_segment)
-        hypotheses_tokens, references_tokens = _ptb_tokens(hypotheses, references)
+    check(hypotheses, references)
+    with without_garbage_collector():
+        corpus, columns = score_words(hypotheses, references, per_segment)
+        hypotheses_tokens, references_tokens = ptb_tokens(hypotheses, references)
         if not unavailable():
             corpus["METEOR"], columns["METEOR"] = meteor.meteor(
                 [" ".join(tokens) for tokens in hypotheses_tokens],
@@ -84,7 +84,7 @@ def signature() -> str:
     )
 
 
-def _check(hypotheses: list[str], references: list[list[str]]) -> None:
+def check(hypotheses: list[str], references: list[list[str]]) -> None:
     if not hypotheses:
         raise ValueError("there are no hypotheses to score")
     if len(hypotheses) != len(references):
@@ -99,13 +99,13 @@ def _check(hypotheses: list[str], references: list[list[str]]) -> None:
             raise ValueError(f"references[{index}] is empty; each hypothesis needs at least one reference")
 
 
-def _score_words(hypotheses: list[str], references: list[list[str]], per_segment: bool) -> tuple[dict, dict]:
+def score_words(hypotheses: list[str], references: list[list[str]], per_segment: bool) -> tuple[dict, dict]:
     """BLEU and NIST: (the corpus scores, {key: one value per segment}); the second is empty unless per_segment."""
     segments = [
         ngrams.segment(mteval.tokenize(hypothesis), [mteval.tokenize(reference) for reference in segment_references])
         for hypothesis, segment_references in zip(hypotheses, references)
     ]
-    perl_segments = _as_perl(segments, hypotheses, references)
+    perl_segments = as_perl(segments, hypotheses, references)
     counts = nist.reference_counts(segments)
     corpus = {
         "BLEU": bleu.bleu(segments),
@@ -120,7 +120,7 @@ def _score_words(hypotheses: list[str], references: list[list[str]], per_segment
     return corpus, columns
 
 
-def _ptb_tokens(hypotheses: list[str], references: list[list[str]]) -> tuple[list[list[str]], list[list[list[str]]]]:
+def ptb_tokens(hypotheses: list[str], references: list[list[str]]) -> tuple[list[list[str]], list[list[list[str]]]]:
     """Tokens for METEOR, ROUGE-L and CIDEr: (of each hypothesis, of each reference of each segment)."""
     # As in the reference scorer, all hypotheses are tokenised as one text and all references as another: a few of
     # the tokeniser's rules look past the end of a line.
@@ -130,9 +130,7 @@ def _ptb_tokens(hypotheses: list[str], references: list[list[str]]) -> tuple[lis
     return hypotheses_tokens, [[next(reference_tokens) for _ in texts] for texts in references]
 
 
-def _as_perl(
-    segments: list[ngrams.Segment], hypotheses: list[str], references: list[list[str]]
-) -> list[ngrams.Segment]:
+def as_perl(segments: list[ngrams.Segment], hypotheses: list[str], references: list[list[str]]) -> list[ngrams.Segment]:
     """The segments counted on the Perl script's tokens, which differ only in texts with capitals like É."""
     perl_segments = []
     for segment, hypothesis, segment_references in zip(segments, hypotheses, references):
@@ -144,7 +142,7 @@ def _as_perl(
 
 
 @contextmanager
-def _without_garbage_collector():
+def without_garbage_collector():
     """Switch Python's cyclic garbage collector off inside a `with` block.
 
     Scoring makes millions of small tuples, none of them in a cycle. Walking them again and again costs a tenth of

@@ -44,8 +44,8 @@ def cider(hypotheses_tokens: list[list[str]], references_tokens: list[list[list[
     """
     # N-grams are numbered in order of appearance: small integers are hashed and compared faster than tuples.
     numbers: dict[Ngram, int] = defaultdict(itertools.count().__next__)
-    hypotheses = [_count(tokens, numbers) for tokens in hypotheses_tokens]
-    references = [[_count(tokens, numbers) for tokens in texts] for texts in references_tokens]
+    hypotheses = [count_ngrams(tokens, numbers) for tokens in hypotheses_tokens]
+    references = [[count_ngrams(tokens, numbers) for tokens in texts] for texts in references_tokens]
     document_frequency: Counter = Counter()
     for texts in references:
         document_frequency.update(set().union(*(counts for text in texts for counts in text)))
@@ -56,12 +56,12 @@ def cider(hypotheses_tokens: list[list[str]], references_tokens: list[list[list[
         vector = [{ngram: count * idf[ngram] for ngram, count in counts.items()} for counts in hypothesis]
         norms = [math.hypot(*weights.values()) for weights in vector]
         bigrams = sum(hypothesis[1].values())
-        total = sum(_similarity(vector, norms, bigrams, text, idf) for text in texts)
+        total = sum(similarity(vector, norms, bigrams, text, idf) for text in texts)
         scores.append(10.0 * total / len(texts))
     return sum(scores) / len(scores), scores
 
 
-def _count(tokens: list[str], numbers: dict[Ngram, int]) -> list[Counter]:
+def count_ngrams(tokens: list[str], numbers: dict[Ngram, int]) -> list[Counter]:
     """One Counter per order 1..4: n-gram (as its number) -> occurrences."""
     # Joined and split again as in the scorer: a PTB token with a no-break space ("1 1/2") becomes two.
     tokens = " ".join(tokens).split()
@@ -69,7 +69,7 @@ def _count(tokens: list[str], numbers: dict[Ngram, int]) -> list[Counter]:
     return [Counter(map(numbers.__getitem__, zip(*shifted[:order]))) for order in range(1, MAX_ORDER + 1)]
 
 
-def _similarity(
+def similarity(
     vector: list[dict[int, float]], norms: list[float], bigrams: int, reference: list[Counter], idf: list[float]
 ) -> float:
     """Mean over the orders of the clipped cosine, times the Gaussian of the length difference: 0..1.

@@ -105,17 +105,17 @@ def statistics(hypotheses: list[str], references: list[list[str]]) -> list[Stats
     tokens: dict[str, list[str]] = {}
     segments = []
     for hypothesis, segment_references in zip(hypotheses, references):
-        hypothesis, segment_references = _as_sent(hypothesis, segment_references)
+        hypothesis, segment_references = as_sent(hypothesis, segment_references)
         for text in (hypothesis, *segment_references):
             if text not in tokens:
                 tokens[text] = tokenize(text, tables.abbreviations)
         segments.append((tokens[hypothesis], [tokens[text] for text in segment_references]))
     all_references = [words for _hypothesis, texts in segments for words in texts]
     lexicon = Lexicon([hypothesis for hypothesis, _texts in segments], all_references, tables)
-    return [_best(*segment, lexicon, tables.function_words) for segment in segments]
+    return [best(*segment, lexicon, tables.function_words) for segment in segments]
 
 
-def _as_sent(hypothesis: str, references: list[str]) -> tuple[str, list[str]]:
+def as_sent(hypothesis: str, references: list[str]) -> tuple[str, list[str]]:
     """The texts as the jar reads them from its input line, which joins them by " ||| "."""
     hypothesis = hypothesis.replace("|||", "").replace("  ", " ")
     _command, *texts = " ||| ".join(["SCORE", *references, hypothesis]).split("|||")
@@ -123,16 +123,14 @@ def _as_sent(hypothesis: str, references: list[str]) -> tuple[str, list[str]]:
     return hypothesis, references
 
 
-def _best(
-    hypothesis: list[str], references: list[list[str]], lexicon: Lexicon, function_words: frozenset[str]
-) -> Stats:
+def best(hypothesis: list[str], references: list[list[str]], lexicon: Lexicon, function_words: frozenset[str]) -> Stats:
     matcher = Matcher(lexicon.texts[tuple(hypothesis)], lexicon)
     texts = [lexicon.texts[tuple(reference)] for reference in references]
     # max() returns the first of those that tie.
-    return max((_align_and_count(matcher, text, function_words) for text in texts), key=score)
+    return max((align_and_count(matcher, text, function_words) for text in texts), key=score)
 
 
-def _align_and_count(matcher: Matcher, reference: Text, function_words: frozenset[str]) -> Stats:
+def align_and_count(matcher: Matcher, reference: Text, function_words: frozenset[str]) -> Stats:
     hypothesis = matcher.hypothesis
     hyp_is_function = [word in function_words for word in hypothesis.words]
     ref_is_function = [word in function_words for word in reference.words]
@@ -170,10 +168,10 @@ def score(stats: Stats) -> float:
     hyp_matches, ref_matches = stats.hyp_matches, stats.ref_matches
     if not hyp_matches:
         return 0.0
-    precision = _weighted(stats.hyp_content_matches, stats.hyp_function_matches) / _weighted_length(
+    precision = weighted(stats.hyp_content_matches, stats.hyp_function_matches) / weighted_length(
         stats.hyp_length, stats.hyp_function
     )
-    recall = _weighted(stats.ref_content_matches, stats.ref_function_matches) / _weighted_length(
+    recall = weighted(stats.ref_content_matches, stats.ref_function_matches) / weighted_length(
         stats.ref_length, stats.ref_function
     )
     f_mean = 1.0 / ((1.0 - ALPHA) / precision + ALPHA / recall)
@@ -181,7 +179,7 @@ def score(stats: Stats) -> float:
     return f_mean * (1.0 - GAMMA * frag**BETA)
 
 
-def _weighted(content: tuple[int, ...], function: tuple[int, ...]) -> float:
+def weighted(content: tuple[int, ...], function: tuple[int, ...]) -> float:
     # Summed in the jar's order: rounding can decide which of two references is the best.
     result = 0.0
     for count, weight in zip(content, MODULE_WEIGHTS):
@@ -191,5 +189,5 @@ def _weighted(content: tuple[int, ...], function: tuple[int, ...]) -> float:
     return result
 
 
-def _weighted_length(length: int, function: int) -> float:
+def weighted_length(length: int, function: int) -> float:
     return DELTA * (length - function) + (1.0 - DELTA) * function

@@ -65,7 +65,7 @@ def align(matches: list[list[Match]]) -> list[tuple[int, Match]]:
 
     matches: for each word of the reference, the matches that begin there (Matcher.matches).
     """
-    fixed, choices = _fix_certain(matches)
+    fixed, choices = fix_certain(matches)
     chosen = [(start, match) for start, match in enumerate(fixed) if match is not None]
     if any(choices):
         chosen += _Search(fixed, choices).best()
@@ -73,7 +73,7 @@ def align(matches: list[list[Match]]) -> list[tuple[int, Match]]:
     return chosen
 
 
-def _fix_certain(matches: list[list[Match]]) -> tuple[list[Match | None], list[list[Match]]]:
+def fix_certain(matches: list[list[Match]]) -> tuple[list[Match | None], list[list[Match]]]:
     """(for each word of the reference its certain match or None, for each word the matches to choose from).
 
     A match is certain if it is the only one that begins at its word and no other match touches any of its words.
@@ -130,14 +130,14 @@ class _Search:
             for match in self.choices[stop]:
                 wanted[stop] |= match.hyp_words
 
-        beam: list[Entry] = [(0, (0, 0, self._arrive(NO_CHUNK, 0, self.stops[0], None), None))]
+        beam: list[Entry] = [(0, (0, 0, self.arrive(NO_CHUNK, 0, self.stops[0], None), None))]
         for stop, next_stop in zip(self.stops, self.stops[1:]):
             # Of nodes with the same future keep the first, which is the best: the last one put into the dict wins.
             nodes = {node[0]: node for _cost, node in reversed(beam)}
-            children, closing_places = self._children(nodes, stop, next_stop, wanted[next_stop])
+            children, closing_places = self.children_of(nodes, stop, next_stop, wanted[next_stop])
             beam = [(cost + extra, child) for cost, node in beam for extra, child in children[node[0]]]
             beam.sort(key=cost_of)
-            beam = self._close_chunks(beam[:BEAM_SIZE], closing_places)
+            beam = self.close_chunks(beam[:BEAM_SIZE], closing_places)
 
         # An open chunk has not been counted yet. min() returns the first of equals, as the jar does.
         finals = [(cost + (self.chunk_cost if node[2].chunk_end != NO_CHUNK else 0), node) for cost, node in beam]
@@ -149,7 +149,7 @@ class _Search:
                 chosen.append(arrival.step)
         return chosen
 
-    def _arrive(self, chunk_end: int, free_from: int, next_stop: int, step: tuple[int, Match] | None) -> Arrival:
+    def arrive(self, chunk_end: int, free_from: int, next_stop: int, step: tuple[int, Match] | None) -> Arrival:
         """Pass the certain words from `free_from` up to the next stop."""
         closed_at = None
         if free_from < next_stop:
@@ -159,29 +159,29 @@ class _Search:
             chunk_end, free_from = self.fixed_end[next_stop], next_stop
         return Arrival(chunk_end, free_from, closed_at, step, free_from << self.end_bits | chunk_end + 1)
 
-    def _children(
+    def children_of(
         self, nodes: dict[int, Node], stop: int, next_stop: int, wanted: int
     ) -> tuple[dict[int, list[Entry]], set[int]]:
         """All extensions of the nodes at the word `stop`.
 
         Returns (a node's future -> [(extra cost, child)] in the jar's order, the words at which chunks close on
-        the way to the next stop). The extra costs do not include those chunks: `_close_chunks` adds them.
+        the way to the next stop). The extra costs do not include those chunks: `close_chunks` adds them.
         """
         ways, places = [], set()
         for match in self.choices[stop]:
             hyp_start = match.hyp_start
-            arrival = self._arrive(hyp_start + match.hyp_length, stop + match.ref_length, next_stop, (stop, match))
+            arrival = self.arrive(hyp_start + match.hyp_length, stop + match.ref_length, next_stop, (stop, match))
             gain, distance = self.gain_cost * match.gain, abs(stop - hyp_start)
             ways.append((match.hyp_words, hyp_start, gain, distance, arrival.code, arrival))
             places.add(arrival.closed_at)
-        skip = self._arrive(NO_CHUNK, stop + 1, next_stop, None)
+        skip = self.arrive(NO_CHUNK, stop + 1, next_stop, None)
         code_bits, chunk_cost = self.code_bits, self.chunk_cost
 
         children = {}
         for future, node in nodes.items():
             _future, used, (chunk_end, free_from, _closed_at, _step, _code), _parent = node
             if free_from > stop:  # a long match covers this word
-                arrival = self._arrive(chunk_end, free_from, next_stop, None)
+                arrival = self.arrive(chunk_end, free_from, next_stop, None)
                 places.add(arrival.closed_at)
                 used &= wanted
                 children[future] = [(0, (used << code_bits | arrival.code, used, arrival, node))]
@@ -202,7 +202,7 @@ class _Search:
             found.append((distance, (used << code_bits | skip.code, used, skip, node)))
         return children, places - {None}
 
-    def _close_chunks(self, beam: list[Entry], places: set[int]) -> list[Entry]:
+    def close_chunks(self, beam: list[Entry], places: set[int]) -> list[Entry]:
         """Add the cost of the chunks closed on the way to the next stop. `beam` is sorted, and so is the result.
 
         The words are processed in order, because the jar sorts after each word, and each sort affects the order

@@ -144,29 +144,29 @@ class Matcher:
     def matches(self, reference: Text) -> list[list[Match]]:
         """One list for each word of the reference: the matches whose span of the reference begins there."""
         if self.hypothesis.keys == reference.keys:  # identical texts: the jar looks for exact matches only
-            return [[m for m in self._word_matches(word) if m.module == EXACT] for word in reference.words]
+            return [[m for m in self.word_matches(word) if m.module == EXACT] for word in reference.words]
         by_word, by_phrases = self._by_word, self._by_phrases
         matches = []
         for word in reference.words:
             found = by_word.get(word)
-            matches.append(self._word_matches(word) if found is None else found)
+            matches.append(self.word_matches(word) if found is None else found)
         for start, phrases in reference.phrases_at.items():
             found = by_phrases.get(phrases)
             if found is None:
                 unmatched = self._partners.isdisjoint(phrases)  # most phrases are
-                found = by_phrases[phrases] = [] if unmatched else self._paraphrase_matches(phrases)
+                found = by_phrases[phrases] = [] if unmatched else self.paraphrase_matches(phrases)
             if found:
                 matches[start] = matches[start] + found
         return matches
 
-    def _word_matches(self, word: str) -> list[Match]:
+    def word_matches(self, word: str) -> list[Match]:
         if word not in self._by_word:
             related, positions = self.lexicon.related(word), self._positions
             found = sorted((module, p) for module, other in related if other in positions for p in positions[other])
             self._by_word[word] = [match(module, position, 1, 1) for module, position in found]
         return self._by_word[word]
 
-    def _paraphrase_matches(self, phrases: tuple[int, ...]) -> list[Match]:
+    def paraphrase_matches(self, phrases: tuple[int, ...]) -> list[Match]:
         """The paraphrase matches at a word of the reference. phrases: those that begin there, short ones first."""
         length = self.lexicon.length
         found, backwards = [], []

@@ -44,34 +44,34 @@ LETTERS = (
     "\u0400-\u0527\ua640-\ua66e\ua67e-\ua697\u1d00-\u1d7f"  # Cyrillic, and phonetic signs
 )
 _LETTER, _NO_LETTER = f"[{LETTERS}]", f"[^{LETTERS}]"
-_WORD = f"[0-9{LETTERS}]"
+WORD = f"[0-9{LETTERS}]"
 _DIGIT, _NO_DIGIT = "[0-9]", "[^0-9]"
 
 # Text that needs only splitting at spaces: no rule changes letters, digits and spaces. Most tokenised text is plain.
-_PLAIN = re.compile(r"[a-z0-9 ]*")
+PLAIN = re.compile(r"[a-z0-9 ]*")
 
-_OTHER = re.compile(f"([^0-9{LETTERS} \t\n\x0b\f\r.'`,\u2018\u2019-])")  # rule 1
-_DOTS = re.compile(r"\.(\.+)")  # rule 2
-_DOT_MARK = re.compile("((?:DOT)*)DOTMULTI")
-_COMMAS = [  # rule 3, in this order
+OTHER = re.compile(f"([^0-9{LETTERS} \t\n\x0b\f\r.'`,\u2018\u2019-])")  # rule 1
+DOTS = re.compile(r"\.(\.+)")  # rule 2
+DOT_MARK = re.compile("((?:DOT)*)DOTMULTI")
+COMMAS = [  # rule 3, in this order
     re.compile(f"({before}),({after})")
     for before, after in [(_NO_DIGIT, _NO_DIGIT), (_DIGIT, _NO_DIGIT), (_NO_DIGIT, _DIGIT)]
 ]
-_SINGLE_QUOTES = re.compile("[`\u2018\u2019]")  # rule 4
-_DOUBLE_QUOTES = re.compile("[\u201c\u201d]|''")
-_HYPHEN = re.compile(f"([0-9.{LETTERS}])-({_WORD})")  # rule 5
-_APOSTROPHES = [  # rule 6, in this order
+SINGLE_QUOTES = re.compile("[`\u2018\u2019]")  # rule 4
+DOUBLE_QUOTES = re.compile("[\u201c\u201d]|''")
+HYPHEN = re.compile(f"([0-9.{LETTERS}])-({WORD})")  # rule 5
+APOSTROPHES = [  # rule 6, in this order
     (re.compile(f"({_NO_LETTER})'({_NO_LETTER})"), r"\1 ' \2"),
     (re.compile(f"([^0-9{LETTERS}])'({_LETTER})"), r"\1 ' \2"),
     (re.compile(f"({_LETTER})'({_NO_LETTER})"), r"\1 ' \2"),
     (re.compile(f"({_LETTER})'({_LETTER})"), r"\1 '\2"),
     (re.compile(f"({_DIGIT})'(s)"), r"\1 '\2"),
 ]
-_HAS_LETTER = re.compile(_LETTER)
-_JAVA_SPACE = re.compile(
+HAS_LETTER = re.compile(_LETTER)
+JAVA_SPACE = re.compile(
     "[ \t\n\r\f]+"
 )  # where Java's StringTokenizer splits; Python's split() splits at more characters
-_UNICODE_SPACE = re.compile("[ \u00a0\u2000-\u200a\u202f\u205f\u3000]+")
+UNICODE_SPACE = re.compile("[ \u00a0\u2000-\u200a\u202f\u205f\u3000]+")
 TRIMMED = "".join(map(chr, range(0x21)))  # what Java's trim() removes at both ends
 
 
@@ -81,36 +81,36 @@ def tokenize(text: str, abbreviations: dict[str, str]) -> list[str]:
     text: any Unicode. abbreviations: word without its dot -> ANY or BEFORE_DIGIT
     (metrics/meteor_tables.py reads them from the jar's nonbreaking/english.prefixes).
     """
-    if _PLAIN.fullmatch(text):
+    if PLAIN.fullmatch(text):
         return text.split()
-    return [word for word in _JAVA_SPACE.split(_normalize(text, abbreviations).lower()) if word]
+    return [word for word in JAVA_SPACE.split(normalize(text, abbreviations).lower()) if word]
 
 
-def _normalize(text: str, abbreviations: dict[str, str]) -> str:
+def normalize(text: str, abbreviations: dict[str, str]) -> str:
     text = f" {text} "  # so that every character has a neighbour on both sides
-    text = _OTHER.sub(r" \1 ", text)
+    text = OTHER.sub(r" \1 ", text)
     # "..." becomes "DOTDOTDOTMULTI", one DOT for each dot after the first. It ends in no dot, so rule 7 keeps it.
-    text = _DOTS.sub(lambda dots: f" {'DOT' * len(dots[1])}DOTMULTI ", text)
-    for pattern in _COMMAS:
+    text = DOTS.sub(lambda dots: f" {'DOT' * len(dots[1])}DOTMULTI ", text)
+    for pattern in COMMAS:
         text = pattern.sub(r"\1 , \2", text)
-    text = _SINGLE_QUOTES.sub("'", text)
-    text = _DOUBLE_QUOTES.sub(' " ', text)
+    text = SINGLE_QUOTES.sub("'", text)
+    text = DOUBLE_QUOTES.sub(' " ', text)
     text = text.replace("\u2013", "-").replace("--", "-")
-    text = _HYPHEN.sub(r"\1 \2", text)
-    for pattern, replacement in _APOSTROPHES:
+    text = HYPHEN.sub(r"\1 \2", text)
+    for pattern, replacement in APOSTROPHES:
         text = pattern.sub(replacement, text)
-    words = [word for word in _JAVA_SPACE.split(text) if word]
-    text = " ".join(_final_dot(word, following, abbreviations) for word, following in zip(words, [*words[1:], ""]))
-    text = _DOT_MARK.sub(lambda mark: "." * (len(mark[1]) // 3 + 1), text)
-    return _UNICODE_SPACE.sub(" ", text).strip(TRIMMED)
+    words = [word for word in JAVA_SPACE.split(text) if word]
+    text = " ".join(final_dot(word, following, abbreviations) for word, following in zip(words, [*words[1:], ""]))
+    text = DOT_MARK.sub(lambda mark: "." * (len(mark[1]) // 3 + 1), text)
+    return UNICODE_SPACE.sub(" ", text).strip(TRIMMED)
 
 
-def _final_dot(word: str, following: str, abbreviations: dict[str, str]) -> str:
+def final_dot(word: str, following: str, abbreviations: dict[str, str]) -> str:
     """Rule 7: `word` with its final dot kept, split off as " .", or dropped together with all other dots."""
     if len(word) < 2 or not word.endswith("."):
         return word
     rest = word[:-1]
-    if "." in rest and _HAS_LETTER.search(rest):
+    if "." in rest and HAS_LETTER.search(rest):
         return word.replace(".", "")
     kind, first = abbreviations.get(rest), following[:1]
     # A lower-case letter after it shows that no sentence ends here ("Inc. said"), listed or not.

@@ -76,7 +76,7 @@ class ParaphraseTable:
         except (EOFError, ValueError, OSError, zlib.error) as error:  # a truncated file, a truncated pair, not gzip
             raise ValueError(f"{source} is damaged ({error})") from error
 
-        edge_keys, nodes = _trie(np.frombuffer(numbers, np.uint32), np.frombuffer(lengths, np.uint32))
+        edge_keys, nodes = trie(np.frombuffer(numbers, np.uint32), np.frombuffer(lengths, np.uint32))
         has_list = np.frombuffer(has_list, bool)
         pair_sources = nodes[has_list][np.cumsum(has_list)[~has_list] - 1]
         targets = nodes[~has_list]
@@ -116,7 +116,7 @@ class ParaphraseTable:
         for length in range(1, len(words) + 1):
             inside = positions + length <= len(words)
             positions, nodes = positions[inside], nodes[inside]
-            nodes = self._step(nodes, words[positions + length - 1])
+            nodes = self.step(nodes, words[positions + length - 1])
             positions, nodes = positions[nodes > 0], nodes[nodes > 0]
             if not len(nodes):
                 break
@@ -127,7 +127,7 @@ class ParaphraseTable:
         order = np.lexsort((lengths, positions))
         return positions[order], lengths[order], nodes[order]
 
-    def _step(self, nodes: np.ndarray, words: np.ndarray) -> np.ndarray:
+    def step(self, nodes: np.ndarray, words: np.ndarray) -> np.ndarray:
         """The nodes reached from `nodes` along `words`, 0 if there is no edge. All int64 [n]."""
         keys = nodes << WORD_BITS | words
         index = np.minimum(np.searchsorted(self.edge_keys, keys), len(self.edge_keys) - 1)
@@ -155,7 +155,7 @@ class _Numbering(dict):
         return number
 
 
-def _trie(numbers: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def trie(numbers: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The trie of n phrases: (edge_keys int64 [nodes], the node of each phrase int32 [n]).
 
     numbers: the words of all phrases, concatenated; lengths: the number of words of each, uint32 [n].

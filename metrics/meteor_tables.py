@@ -75,11 +75,11 @@ class Tables:
 
     def synsets(self, word: str) -> set[int]:
         """WordNet's synsets of a lower-case word and of its base form; empty for an unknown word."""
-        bases = self.base_forms.get(word) or [self._base_form(word)]
+        bases = self.base_forms.get(word) or [self.base_form(word)]
         lines = [self.synset_lines.get(form, "") for form in [word, *bases]]
         return {int(number) for line in lines for number in line.split()}
 
-    def _base_form(self, word: str) -> str:
+    def base_form(self, word: str) -> str:
         if word.endswith("ss") or len(word) <= 2:
             return word
         for ending, replacement in ENDINGS:
@@ -92,14 +92,14 @@ class Tables:
 
 def available() -> str | None:
     """None if the tables are installed and of the right size; otherwise one line that says how to get them."""
-    return _locate()[1]
+    return locate()[1]
 
 
-def _locate() -> tuple[dict[str, Path], str | None]:
+def locate() -> tuple[dict[str, Path], str | None]:
     """({JAR: path, PARAPHRASES: path}, None), or ({}, what is wrong and how to fix it)."""
     folder = os.environ.get("METEOR_DATA")
     if folder:  # an explicit choice: no other place is searched
-        return _files_in(Path(folder).expanduser(), f"$METEOR_DATA ({folder})")
+        return files_in(Path(folder).expanduser(), f"$METEOR_DATA ({folder})")
     places = []
     package = importlib.util.find_spec("pycocoevalcap")  # finds the folder without running the package
     if package is not None and package.submodule_search_locations:
@@ -108,7 +108,7 @@ def _locate() -> tuple[dict[str, Path], str | None]:
         places.append((download_folder(), str(download_folder())))
     problem = f"METEOR's tables are not installed: {HOW_TO_GET}"
     for place, called in places:
-        found, problem = _files_in(place, called)
+        found, problem = files_in(place, called)
         if problem is None:
             return found, None
     return {}, problem
@@ -119,7 +119,7 @@ def download_folder() -> Path:
     return cache_dir() / "meteor-1.5"
 
 
-def _files_in(folder: Path, called: str) -> tuple[dict[str, Path], str | None]:
+def files_in(folder: Path, called: str) -> tuple[dict[str, Path], str | None]:
     found = {}
     for name in (JAR, PARAPHRASES):
         paths = [path for path in (folder / name, folder / "data" / name) if path.is_file()]
@@ -134,21 +134,21 @@ def _files_in(folder: Path, called: str) -> tuple[dict[str, Path], str | None]:
 
 def load() -> Tables:
     """The tables, read once per process. Raises InputError if they are missing or damaged."""
-    found, problem = _locate()
+    found, problem = locate()
     if problem is not None:
         raise InputError(problem)
-    return _load(found[JAR], found[PARAPHRASES], cache_dir())
+    return load_from(found[JAR], found[PARAPHRASES], cache_dir())
 
 
 @functools.lru_cache(maxsize=1)
-def _load(jar: Path, paraphrases: Path, cache: Path) -> Tables:
-    return Tables(**read_jar(jar), paraphrases=_packed_paraphrases(paraphrases, cache))
+def load_from(jar: Path, paraphrases: Path, cache: Path) -> Tables:
+    return Tables(**read_jar(jar), paraphrases=packed_paraphrases(paraphrases, cache))
 
 
 def read_jar(jar: Path) -> dict:
     """The first four fields of Tables. Raises InputError if the jar is not METEOR 1.5's."""
     data = jar.read_bytes()
-    _check(jar, hashlib.sha256(data).hexdigest())
+    check(jar, hashlib.sha256(data).hexdigest())
     with zipfile.ZipFile(io.BytesIO(data)) as members:
 
         def lines(name: str) -> list[str]:
@@ -173,17 +173,17 @@ def read_jar(jar: Path) -> dict:
         }
 
 
-def _check(path: Path, sha256: str) -> None:
+def check(path: Path, sha256: str) -> None:
     if sha256 != SHA256[path.name]:
         raise InputError(f"{path} is not METEOR 1.5's (its SHA-256 is {sha256[:12]}…): {HOW_TO_GET}")
 
 
-def _packed_paraphrases(source: Path, cache: Path) -> ParaphraseTable:
+def packed_paraphrases(source: Path, cache: Path) -> ParaphraseTable:
     """The packed table from `cache`. If it is missing or damaged, it is packed from `source` first."""
     packed = cache / "meteor-1.5" / f"paraphrase-en-{SHA256[PARAPHRASES][:12]}-format{FORMAT}.npz"
     table = ParaphraseTable.load(packed)
     if table is None:
-        _check(source, sha256_of(source))
+        check(source, sha256_of(source))
         print("METEOR: packing the paraphrase table, once (about 20 seconds)", file=sys.stderr)
         try:
             table = ParaphraseTable.read(source)

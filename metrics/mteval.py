@@ -49,7 +49,7 @@ PERL_SPACE = re.compile("[\t\n\v\f\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u20
 ASCII_LOWER = str.maketrans("ABCDEFGHIJKLMNOPQRSTUVWXYZ", "abcdefghijklmnopqrstuvwxyz")
 
 
-def _split_punctuation(text: str) -> str:
+def split_punctuation(text: str) -> str:
     """The part both programs share: entities, then the four rules. Tokens are separated by spaces afterwards."""
     if "&" in text:
         for entity, character in ENTITIES:
@@ -69,7 +69,7 @@ def tokenize(text: str) -> list[str]:
     text = text.replace("<skipped>", "")  # human translators marked what they did not translate
     text = text.replace("-\n", "").replace("\n", " ")  # undo end-of-line hyphenation, join lines
     # Lower-casing comes last, as in the reference: a capital sigma's lower case depends on its neighbours.
-    words = _split_punctuation(text).lower().split()
+    words = split_punctuation(text).lower().split()
     return list(map(sys.intern, words))  # equal words become one object, so n-grams compare faster
 
 
@@ -77,7 +77,7 @@ def tokenize_perl(text: str) -> list[str]:
     """Lower-cased 13a tokens of one text, as the reference's Perl scorer makes them (see the module docstring)."""
     text = PERL_SPACE.sub(" ", text)  # the SGML reader joins the lines before the tokeniser runs
     text = text.replace("<skipped>", "").translate(ASCII_LOWER)
-    return [token for token in PERL_SPACE.split(_split_punctuation(text)) if token]
+    return [token for token in PERL_SPACE.split(split_punctuation(text)) if token]
 
 
 def tokenizers_agree(text: str) -> bool:

@@ -58,7 +58,7 @@ def nist(segments: list[Segment], variant: str = "python", counts: dict[Ngram, i
     if variant not in ("python", "perl"):
         raise ValueError(f'variant must be "python" or "perl", not {variant!r}')
     information = [0.0] * (MAX_ORDER + 1)  # index = order
-    matches = _matches(segments)
+    matches = clipped_matches(segments)
     counts = reference_counts(segments) if counts is None else counts
     total_words = sum(sum(seg.reference_lengths) for seg in segments)
     for ngram, count in matches.items():
@@ -76,7 +76,7 @@ def nist(segments: list[Segment], variant: str = "python", counts: dict[Ngram, i
     return score * length_penalty(hypothesis_words, average_reference_words(segments, variant))
 
 
-def _matches(segments: list[Segment]) -> Counter:
+def clipped_matches(segments: list[Segment]) -> Counter:
     """Clipped matches of each n-gram of up to 5 words, summed over the segments."""
     matches: Counter = Counter()
     for seg in segments:

@@ -10,7 +10,7 @@ The reference scorer (e2e-metrics, and pycocoevalcap, its origin) runs Stanford 
 and says where the convention comes from. This file applies those rules:
 
     1. Matcher        all rules as one automaton: the longest match, and which rule it is
-    2. _lex           the loop that splits a text into tokens with it
+    2. lex           the loop that splits a text into tokens with it
     3. tokenize, tokenize_lines, tokenize_for_scoring        lines in, lists of tokens out
 
 Why not Python's `re`? Given `is|island`, `re` matches "is" in "island": the first alternative that fits. The
@@ -84,9 +84,9 @@ class Matcher:
         self.pattern_at: dict[int, int] = {}  # last position of a pattern -> that pattern's number
         first = 0
         for number, pattern in enumerate(patterns):
-            _, begin, end = self._parse(pattern)()
+            _, begin, end = self.parse(pattern)()
             first |= begin
-            self.pattern_at.update(dict.fromkeys(_bits(end), number))
+            self.pattern_at.update(dict.fromkeys(bits(end), number))
         self.accepting: dict[str, int] = {}  # character -> all positions whose set contains it
         self.states: dict[int, _State] = {}  # positions just reached -> state
         self.start = _State(self, first, None)
@@ -112,14 +112,14 @@ class Matcher:
         """The state reached from the positions ahead by reading a character; None if no position accepts it."""
         if char not in self.accepting:
             self.accepting[char] = sum(
-                1 << position for position, chars in enumerate(self.sets) if _accepts(chars, char)
+                1 << position for position, chars in enumerate(self.sets) if accepts(chars, char)
             )
         reached = ahead & self.accepting[char]
         if not reached:
             return None
         if reached not in self.states:
             following, numbers = 0, []
-            for position in _bits(reached):
+            for position in bits(reached):
                 following |= self.follow[position]
                 if position in self.pattern_at:
                     numbers.append(self.pattern_at[position])
@@ -128,17 +128,17 @@ class Matcher:
 
     # --- from the text of a pattern to positions
 
-    def _parse(self, pattern: str) -> Piece:
-        tokens = _SYNTAX.findall(pattern)[::-1]  # reversed, so that pop() takes the next one
-        piece = self._alternatives(tokens)
+    def parse(self, pattern: str) -> Piece:
+        tokens = SYNTAX.findall(pattern)[::-1]  # reversed, so that pop() takes the next one
+        piece = self.alternatives(tokens)
         assert not tokens, f"a parenthesis too many in {pattern!r}"
         return piece
 
-    def _alternatives(self, tokens: list[str]) -> Piece:
-        pieces = [self._sequence(tokens)]
+    def alternatives(self, tokens: list[str]) -> Piece:
+        pieces = [self.sequence(tokens)]
         while tokens and tokens[-1] == "|":
             tokens.pop()
-            pieces.append(self._sequence(tokens))
+            pieces.append(self.sequence(tokens))
 
         def lay_out():
             empty, first, last = False, 0, 0
@@ -149,49 +149,49 @@ class Matcher:
 
         return lay_out
 
-    def _sequence(self, tokens: list[str]) -> Piece:
+    def sequence(self, tokens: list[str]) -> Piece:
         pieces = []
         while tokens and tokens[-1] not in "|)":
-            piece = self._atom(tokens)
-            if tokens and _COUNT.fullmatch(tokens[-1]):
-                piece = self._repeated(piece, tokens.pop())
+            piece = self.atom(tokens)
+            if tokens and COUNT.fullmatch(tokens[-1]):
+                piece = self.repeated(piece, tokens.pop())
             pieces.append(piece)
-        return lambda: self._one_after_another(pieces)
+        return lambda: self.one_after_another(pieces)
 
-    def _one_after_another(self, pieces: list[Piece]) -> tuple[bool, int, int]:
+    def one_after_another(self, pieces: list[Piece]) -> tuple[bool, int, int]:
         empty, first, last = True, 0, 0
         for piece in pieces:
             piece_empty, piece_first, piece_last = piece()
-            self._link(last, piece_first)
+            self.link(last, piece_first)
             first |= piece_first if empty else 0
             last = piece_last | (last if piece_empty else 0)
             empty = empty and piece_empty
         return empty, first, last
 
-    def _repeated(self, piece: Piece, count: str) -> Piece:
+    def repeated(self, piece: Piece, count: str) -> Piece:
         def optional():
             _, first, last = piece()
             return True, first, last
 
         def endless():
             empty, first, last = piece()
-            self._link(last, first)  # from the end back to the beginning
+            self.link(last, first)  # from the end back to the beginning
             return empty or count == "*", first, last
 
         if count in "*+":
             return endless
         low, _, high = (count[1:-1] if count != "?" else "0,1").partition(",")
         pieces = [piece] * int(low) + [optional] * (int(high or low) - int(low))  # x{1,3} is x x? x?
-        return lambda: self._one_after_another(pieces)
+        return lambda: self.one_after_another(pieces)
 
-    def _atom(self, tokens: list[str]) -> Piece:
+    def atom(self, tokens: list[str]) -> Piece:
         token = tokens.pop()
         if token == "(":
-            piece = self._alternatives(tokens)
+            piece = self.alternatives(tokens)
             assert tokens and tokens.pop() == ")", "a parenthesis is missing"
             return piece
         if token[0] == "{" and token[1:-1] in DEFINITIONS:
-            return self._parse(DEFINITIONS[token[1:-1]])
+            return self.parse(DEFINITIONS[token[1:-1]])
 
         def lay_out():
             self.sets.append(token)
@@ -201,8 +201,8 @@ class Matcher:
 
         return lay_out
 
-    def _link(self, last: int, first: int) -> None:
-        for position in _bits(last):
+    def link(self, last: int, first: int) -> None:
+        for position in bits(last):
             self.follow[position] |= first
 
 
@@ -221,25 +221,25 @@ class _State(dict):
 
 
 # The tokens of the pattern notation: a set in brackets, a count, a name, an escaped or plain character.
-_SYNTAX = re.compile(r"\[(?:\\.|[^\]\\])*\]|\{\w[\w,]*\}|\\(?:u\w{4}|x\w\w|.)|.", re.DOTALL)
-_COUNT = re.compile(r"[*+?]|\{\d+(,\d+)?\}")
+SYNTAX = re.compile(r"\[(?:\\.|[^\]\\])*\]|\{\w[\w,]*\}|\\(?:u\w{4}|x\w\w|.)|.", re.DOTALL)
+COUNT = re.compile(r"[*+?]|\{\d+(,\d+)?\}")
 
 
 # Characters with s, i or k as their other case: the long s, the dotted I, the dotless i, the kelvin sign.
-_MORE_CASES = {"s": "\u017f", "i": "\u0130\u0131", "k": "\u212a"}
+MORE_CASES = {"s": "\u017f", "i": "\u0130\u0131", "k": "\u212a"}
 
 
 @cache
-def _accepts(chars: str, char: str) -> bool:
+def accepts(chars: str, char: str) -> bool:
     """Is the character in the set? A letter outside brackets matches in both cases."""
     if chars[0] == "{":
         return CHARACTER_SETS[chars[1:-1]](char)
     if len(chars) == 1 and chars.isalpha():
-        return char in chars.lower() + chars.upper() + _MORE_CASES.get(chars.lower(), "")
+        return char in chars.lower() + chars.upper() + MORE_CASES.get(chars.lower(), "")
     return re.fullmatch(chars if len(chars) > 1 else re.escape(chars), char) is not None
 
 
-def _bits(number: int) -> Iterator[int]:
+def bits(number: int) -> Iterator[int]:
     while number:
         lowest = number & -number
         yield lowest.bit_length() - 1
@@ -253,46 +253,46 @@ def _bits(number: int) -> Iterator[int]:
 # Most English text is plain words between blanks. No rule makes a plain word longer or shorter: all rules
 # that match across a blank need a digit, a period or a bracket first, or leave the word as it is. So whole runs
 # of words, with or without a comma, skip the automaton. The exceptions are the words that are split.
-_PLAIN_WORDS = re.compile(r"(?:[A-Za-z]+,? )+(?!\s)")
-_SPLIT_WORDS = frozenset(["cannot", "gonna", "gotta", "lemme", "gimme", "wanna"])
+PLAIN_WORDS = re.compile(r"(?:[A-Za-z]+,? )+(?!\s)")
+SPLIT_WORDS = frozenset(["cannot", "gonna", "gotta", "lemme", "gimme", "wanna"])
 
 
 @cache
-def _matcher(*patterns: str) -> Matcher:
+def matcher_of(*patterns: str) -> Matcher:
     return Matcher(list(patterns))
 
 
 @cache
-def _rules() -> Matcher:
+def rules() -> Matcher:
     """All rules. A match includes what must follow the token, because its length counts too."""
     return Matcher([f"({rule.pattern})({rule.before})" for rule in RULES])
 
 
-def _token_end(rule: Rule, text: str, begin: int, end: int) -> int:
+def token_end(rule: Rule, text: str, begin: int, end: int) -> int:
     """The end of the token, given the end of the token together with what must follow it: the rightmost possible
     one, though with these rules only one is possible."""
     if not rule.before:
         return end
-    token, before = _matcher(rule.pattern), _matcher(rule.before)
+    token, before = matcher_of(rule.pattern), matcher_of(rule.before)
     return next(
         cut for cut in range(end - 1, begin, -1) if before.fits(text, cut, end) and token.fits(text, begin, cut)
     )
 
 
-def _lex(text: str) -> Iterator[str]:
+def lex(text: str) -> Iterator[str]:
     """The tokens of a text in lower case, with "\n" for each line end."""
-    matcher, position = _rules(), 0
+    matcher, position = rules(), 0
     while position < len(text):
-        run = _PLAIN_WORDS.match(text, position)
+        run = PLAIN_WORDS.match(text, position)
         if run:
             words = run.group().lower().replace(",", " ,").split()
-            if _SPLIT_WORDS.isdisjoint(words):
+            if SPLIT_WORDS.isdisjoint(words):
                 yield from words
                 position = run.end()
                 continue
         number, end = matcher.longest(text, position, len(text))
         rule = RULES[number]  # never None: the last rules take any character
-        end = _token_end(rule, text, position, end) - rule.give_back
+        end = token_end(rule, text, position, end) - rule.give_back
         token = rule.token(text[position:end])
         if token is not None:
             yield token.lower()
@@ -304,21 +304,21 @@ def _lex(text: str) -> Iterator[str]:
 # ------------------------------------------------------------------------------------------------
 
 # Java's characters are UTF-16 units. An emoji is two of them (a pair of "surrogates"), also for the rules.
-_BEYOND_16_BITS = re.compile("[\U00010000-\U0010ffff]")
-_SURROGATE = re.compile("[\ud800-\udfff]")
+BEYOND_16_BITS = re.compile("[\U00010000-\U0010ffff]")
+SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def tokenize_lines(lines: list[str]) -> list[list[str]]:
     """The tokens of each line, with punctuation, as the reference gives them for a file of these lines."""
     text = "\n".join(line.replace("\n", " ") for line in lines)  # as the reference joins sentences
-    if _BEYOND_16_BITS.search(text):
-        text = _BEYOND_16_BITS.sub(lambda m: _utf16_units(m.group()), text)
+    if BEYOND_16_BITS.search(text):
+        text = BEYOND_16_BITS.sub(lambda m: utf16_units(m.group()), text)
     result: list[list[str]] = [[]]
-    for token in _lex(text):
+    for token in lex(text):
         if token == "\n":
             result.append([])
             continue
-        token = token if token.isascii() else _whole_characters(token)
+        token = token if token.isascii() else whole_characters(token)
         # A tag or a smiley can contain line ends and spaces, at which the scorer splits lines and words.
         first, *others = token.split("\n")
         result[-1] += [word for word in first.split(" ") if word]
@@ -343,13 +343,13 @@ def without_punctuation(tokens: list[str]) -> list[str]:
     return [token for token in tokens if token not in PUNCTUATION]
 
 
-def _utf16_units(char: str) -> str:
+def utf16_units(char: str) -> str:
     units = char.encode("utf-16-le")
     return chr(int.from_bytes(units[:2], "little")) + chr(int.from_bytes(units[2:], "little"))
 
 
-def _whole_characters(token: str) -> str:
+def whole_characters(token: str) -> str:
     """Joins the two UTF-16 units of each character. Lower-cased again, since only a whole character has a case."""
-    if not _SURROGATE.search(token):
+    if not SURROGATE.search(token):
         return token
     return token.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "surrogatepass").lower()

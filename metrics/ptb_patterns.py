@@ -36,7 +36,7 @@ from typing import NamedTuple
 # The reference has fixed sets of letters and digits from the Unicode tables of its time (about 6.1).
 # Python's tables are newer and grow with every release, so the characters that became letters, digits or
 # capitals since then are excluded. Ranges include gaps that held no letter in the old tables.
-_LATER = re.compile(
+LATER = re.compile(
     "[\u037f\u0528-\u052f\u0560\u0588\u05ef\u0860-\u089f\u08a1\u08ad-\u08c9\u0978\u0980\u09fc\u0af9\u0c34"
     "\u0c5a-\u0c5d\u0c80\u0cdd\u0d04\u0d54-\u0d5f\u0de6-\u0def\u0e86\u0e89\u0e8c\u0e8e-\u0e93\u0e98\u0ea0\u0ea8"
     "\u0ea9\u0eac\u13f5-\u13fd\u16f1-\u16f8\u170d\u171f\u1878\u191d\u191e\u19b0-\u19c0\u19c8\u19c9\u1b4c\u1c80-\u1cbf"
@@ -45,24 +45,24 @@ _LATER = re.compile(
 )
 
 
-def _letter(char: str) -> bool:
+def is_letter(char: str) -> bool:
     # Two Mongolian letters have been reclassified as marks since.
-    return (char.isalpha() or char in "\u1885\u1886") and not _LATER.match(char)
+    return (char.isalpha() or char in "\u1885\u1886") and not LATER.match(char)
 
 
-def _digit(char: str) -> bool:
-    return char.isdecimal() and not _LATER.match(char)
+def is_digit(char: str) -> bool:
+    return char.isdecimal() and not LATER.match(char)
 
 
-def _capital(char: str) -> bool:
+def is_capital(char: str) -> bool:
     # Cherokee had no lower case in the old tables, hence no capitals.
-    return char.isupper() and not _LATER.match(char) and not "\u13a0" <= char <= "\u13f5"
+    return char.isupper() and not LATER.match(char) and not "\u13a0" <= char <= "\u13f5"
 
 
 CHARACTER_SETS: dict[str, Callable[[str], bool]] = {
-    "letter": _letter,
-    "digit": _digit,
-    "capital": _capital,
+    "letter": is_letter,
+    "digit": is_digit,
+    "capital": is_capital,
     "any": lambda char: True,
 }
 
@@ -71,7 +71,7 @@ CHARACTER_SETS: dict[str, Callable[[str], bool]] = {
 # ------------------------------------------------------------------------------------------------
 
 
-def _one_of(words: str) -> str:
+def one_of(words: str) -> str:
     """The pattern for any word of a list; a period is a literal period."""
     return "|".join(words.replace(".", r"\.").split())
 
@@ -113,7 +113,7 @@ DEFINITIONS: dict[str, str] = {
     # --- abbreviations, to which their period belongs. First kind: the text usually continues in lower case, so
     # a capital after them starts a sentence. (Those that are also words require their capital: [M]ass.)
     "endabbr": "("
-    + _one_of(
+    + one_of(
         "Jan Feb Mar Apr Jun Jul Aug Sep Sept Oct Nov Dec  Mon Tue Tues Wed Thu Thurs Fri "  # dates
         "Ala Ariz [A]z [A]rk Calif Colo Conn Ct Dak [D]el Fla Ga [I]ll Ind Kan Kans Ky [L]a [M]ass Md Mich "  # states
         "Minn [M]iss Mo Mont Neb Nev Okla [O]re [P]a Penn Tenn [T]ex Va Vt [W]ash Wis Wisc Wyo "
@@ -122,21 +122,21 @@ DEFINITIONS: dict[str, str] = {
     )
     + r")\.",
     # Letters with periods between them: U.S, a.m, p.m, e.g, and some compounds of "U.S".
-    "usa": _one_of("Canada-U.S EU-U.S Japan-U.S Korean-U.S Sino-U.S non-U.S U.S.-U.K U.S.-U.S.S.R"),
+    "usa": one_of("Canada-U.S EU-U.S Japan-U.S Korean-U.S Sino-U.S non-U.S U.S.-U.K U.S.-U.S.S.R"),
     "initials": r"[A-Za-z](\.[A-Za-z])*|{usa}",
     # Second kind: a name or a capital usually follows, so they never end a sentence.
     "midabbr": r"{initials}|"
-    + _one_of(
+    + one_of(
         "Mr Mrs Ms Messrs [M]iss Mlle Mme Dr Drs Hon Prof Profs Pres Rev Msgr Ste St Gov Govs Rep Reps "  # titles
         "Sen Sens  Adj Adm Brig Capt Cmdr Comdr Col Cpl Det Ens Gen Insp Lt Lieut Maj Pfc Pvt Sfc Sgt Spc "  # ranks
         "Supt Supts  Adv Asst Assoc Atty Attys  Alex Jos Wm  Ave Ft Mt  Cie Dept Elec Invt M[ft]g Natl TREAS "
         "a.k.a cf Ph vs"
     ),
     # Third kind: abbreviations only before a number (fig. 3, no. 5, pp. 10).
-    "numabbr": "(" + _one_of("art bldg ca fig figs no nos op pp prop") + r")\.",
+    "numabbr": "(" + one_of("art bldg ca fig figs no nos op pp prop") + r")\.",
     # Words that open a sentence so often that "U.S. The" is read as the end of one. The capital is required.
     "opener": r"{tag}|"
-    + _one_of(
+    + one_of(
         "[A] [A]n [T]he [T]hat [T]hese [T]his  [H]e [H]er [I]t [O]ne [O]ur [S]he [T]heir [T]hey [W]e [Y]ou "
         "[M]any [M]ore [O]ther [S]ome [S]uch  [A]bout [A]ccording [A]dditionally [A]fter [A]s [A]t [B]ut [E]arlier "
         "[H]ere [H]owever [I]f [I]n [L]ast [N]ow [O]nce [S]ince [S]o [T]hen [T]here [W]hat [W]hen [W]hile [Y]et "
@@ -159,7 +159,7 @@ DEFINITIONS: dict[str, str] = {
     r"|([^ \t\n\f\r\"`'<>|.!?(){},-_$]+\.)+(com|net|org|edu)",
     "mailpart": r"[^ \t\n\f\r\"<>|(){}.\u00a0]+",
     "file": r"(({wordletter}|{digit})+\.)+("
-    + _one_of(
+    + one_of(
         "bat bmp c class cgi cpp dll doc docx exe gif gz h htm html jar java jpeg jpg mov mp3 pdf php pl png ppt "
         "ps py sql tar txt wav x xml zip"
     )

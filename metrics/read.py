@@ -55,13 +55,13 @@ def load(hypotheses_path: Path, references_path: Path, sources_path: Path | None
     Raises InputError for a file that is missing, empty, not UTF-8 or in none of these forms, for a source without
     references, and for unequal numbers of outputs and references.
     """
-    if sources_path is not None or _is_table(hypotheses_path):
+    if sources_path is not None or is_table(hypotheses_path):
         sources, hypotheses = read_table(hypotheses_path, OUTPUT_NAME, "output")
     else:
         hypotheses = read_lines(hypotheses_path)
         sources = [""] * len(hypotheses)
     if sources_path is not None:
-        _check_sources(sources, hypotheses_path, read_lines(sources_path), sources_path)
+        check_sources(sources, hypotheses_path, read_lines(sources_path), sources_path)
     references = read_references(references_path, sources)
     if len(references) != len(hypotheses):
         raise InputError(
@@ -76,16 +76,16 @@ def read_references(path: Path, sources: list[str]) -> list[list[str]]:
 
     sources: one per output, as in `Scorable`; all "" if the outputs have none.
     """
-    if _is_table(path):
+    if is_table(path):
         pairs = list(zip(*read_table(path, REFERENCE_NAME, "reference")))
         if any(sources):
-            return _gather(pairs, sources, path)
+            return gather(pairs, sources, path)
         return [[text for _, text in rows] for _, rows in groupby(pairs, key=lambda pair: pair[0])]
     lines = read_lines(path)
     if all("||" in line for line in lines if line):
         pairs = [tuple(part.strip() for part in line.split("||", 1)) for line in lines if line]
-        return _gather(pairs, sources if any(sources) else list(dict.fromkeys(source for source, _ in pairs)), path)
-    return _blocks(lines, len(sources), path)
+        return gather(pairs, sources if any(sources) else list(dict.fromkeys(source for source, _ in pairs)), path)
+    return split_blocks(lines, len(sources), path)
 
 
 def read_lines(path: Path) -> list[str]:
@@ -106,7 +106,7 @@ def read_table(path: Path, text_name: re.Pattern, what: str) -> tuple[list[str],
         numbered = [(number, line.replace(broken, right)) for number, line in numbered]
     numbers = [number for number, _ in numbered]
     lines = [line for _, line in numbered]
-    rows = _parse_rows(path, lines, numbers)
+    rows = parse_rows(path, lines, numbers)
 
     header = rows[0][1]
     source_columns = [index for index, name in enumerate(header) if SOURCE_NAME.match(name)]
@@ -132,11 +132,11 @@ def read_table(path: Path, text_name: re.Pattern, what: str) -> tuple[list[str],
     return [row[source_column] for _, row in rows], [row[text_column] for _, row in rows]
 
 
-def _is_table(path: Path) -> bool:
+def is_table(path: Path) -> bool:
     return Path(path).suffix.lower() in (".csv", ".tsv")
 
 
-def _parse_rows(path: Path, lines: list[str], numbers: list[int]) -> list[tuple[int, list[str]]]:
+def parse_rows(path: Path, lines: list[str], numbers: list[int]) -> list[tuple[int, list[str]]]:
     """(line number in the file, fields) of each row; a quoted field may span lines."""
     reader = csv.reader(lines, delimiter="\t" if "\t" in lines[0] else ",")
     rows = []
@@ -151,7 +151,7 @@ def _parse_rows(path: Path, lines: list[str], numbers: list[int]) -> list[tuple[
         raise InputError(f"{path}, line {numbers[start]}: not a table ({error}): check its quotes") from None
 
 
-def _gather(pairs: list[tuple[str, str]], sources: list[str], path: Path) -> list[list[str]]:
+def gather(pairs: list[tuple[str, str]], sources: list[str], path: Path) -> list[list[str]]:
     """For each source, the texts of all pairs with that source, in file order."""
     by_source: dict[str, list[str]] = {}
     for source, text in pairs:
@@ -162,7 +162,7 @@ def _gather(pairs: list[tuple[str, str]], sources: list[str], path: Path) -> lis
     return [by_source[source] for source in sources]
 
 
-def _blocks(lines: list[str], outputs: int, path: Path) -> list[list[str]]:
+def split_blocks(lines: list[str], outputs: int, path: Path) -> list[list[str]]:
     """Blocks of lines with one blank line between them."""
     last = max(number for number, line in enumerate(lines, start=1) if line)
     blocks: list[list[str]] = [[]]
@@ -181,7 +181,7 @@ def _blocks(lines: list[str], outputs: int, path: Path) -> list[list[str]]:
     return blocks
 
 
-def _check_sources(sources: list[str], path: Path, expected: list[str], expected_path: Path) -> None:
+def check_sources(sources: list[str], path: Path, expected: list[str], expected_path: Path) -> None:
     if len(sources) != len(expected):
         raise InputError(
             f"{path} has {len(sources)} outputs but {expected_path} has {len(expected)} sources: give equal numbers"

@@ -67,20 +67,20 @@ def stem(word: str) -> str:
         return IRREGULAR[word]
     if word in UNCHANGED or len(word) < 3:
         return word
-    word = _mark_consonant_y(word.removeprefix("'"))
-    r1, r2 = _regions(word)
-    word = _step_1a(word)
+    word = mark_consonant_y(word.removeprefix("'"))
+    r1, r2 = regions(word)
+    word = step_1a(word)
     if word not in DONE_AFTER_STEP_1A:
-        word = _step_1b(word, r1)
-        word = _step_1c(word)
-        word = _step_2(word, r1)
-        word = _step_3(word, r1, r2)
-        word = _step_4(word, r2)
-        word = _step_5(word, r1, r2)
+        word = step_1b(word, r1)
+        word = step_1c(word)
+        word = step_2(word, r1)
+        word = step_3(word, r1, r2)
+        word = step_4(word, r2)
+        word = step_5(word, r1, r2)
     return word.replace("Y", "y")
 
 
-def _mark_consonant_y(word: str) -> str:
+def mark_consonant_y(word: str) -> str:
     letters = list(word)
     for index, letter in enumerate(letters):
         # The letter before has been rewritten already: in "yy" the second y is a vowel.
@@ -89,18 +89,18 @@ def _mark_consonant_y(word: str) -> str:
     return "".join(letters)
 
 
-def _regions(word: str) -> tuple[int, int]:
+def regions(word: str) -> tuple[int, int]:
     """The indices where R1 and R2 start; len(word) for an empty region."""
     for beginning in R1_AFTER:
         if word.startswith(beginning):
             r1 = len(beginning)
             break
     else:
-        r1 = _after_vowel_consonant(word, 0)
-    return r1, _after_vowel_consonant(word, r1)
+        r1 = after_vowel_consonant(word, 0)
+    return r1, after_vowel_consonant(word, r1)
 
 
-def _after_vowel_consonant(word: str, start: int) -> int:
+def after_vowel_consonant(word: str, start: int) -> int:
     """Index after the first consonant that follows a vowel, from `start` on; len(word) if there is none."""
     seen_vowel = False
     for index in range(start, len(word)):
@@ -111,18 +111,18 @@ def _after_vowel_consonant(word: str, start: int) -> int:
     return len(word)
 
 
-def _longest_suffix(word: str, suffixes) -> str:
+def longest_suffix(word: str, suffixes) -> str:
     for length in range(min(len(word), 7), 0, -1):  # no suffix is longer than 7 letters
         if word[-length:] in suffixes:
             return word[-length:]
     return ""
 
 
-def _has_vowel(text: str) -> bool:
+def has_vowel(text: str) -> bool:
     return not VOWELS.isdisjoint(text)
 
 
-def _ends_in_short_syllable(text: str) -> bool:
+def ends_in_short_syllable(text: str) -> bool:
     """consonant-vowel-consonant at the end (the last not w, x, Y), or vowel-consonant as the whole text."""
     if len(text) >= 3:
         before, vowel, after = text[-3:]
@@ -131,7 +131,7 @@ def _ends_in_short_syllable(text: str) -> bool:
     return len(text) == 2 and text[0] in VOWELS and text[1] not in VOWELS
 
 
-def _step_1a(word: str) -> str:
+def step_1a(word: str) -> str:
     """Possessive 's, then plurals: "ponies" -> "poni", "ties" -> "tie", "caresses" -> "caress"."""
     for suffix in ("'s'", "'s", "'"):
         if word.endswith(suffix):
@@ -141,40 +141,40 @@ def _step_1a(word: str) -> str:
         return word[:-2]
     if word.endswith(("ies", "ied")):
         return word[:-2] if len(word) > 4 else word[:-1]
-    if word.endswith("s") and not word.endswith(("us", "ss")) and _has_vowel(word[:-2]):
+    if word.endswith("s") and not word.endswith(("us", "ss")) and has_vowel(word[:-2]):
         return word[:-1]  # [:-2] above: a vowel right before the s does not count, so "gas" stays
     return word
 
 
-def _step_1b(word: str, r1: int) -> str:
+def step_1b(word: str, r1: int) -> str:
     """-ed and -ing: "agreed" -> "agree", "hoping" -> "hope", "hopping" -> "hop"."""
-    suffix = _longest_suffix(word, ("eed", "eedly", "ed", "edly", "ing", "ingly"))
+    suffix = longest_suffix(word, ("eed", "eedly", "ed", "edly", "ing", "ingly"))
     if not suffix:
         return word
     rest = word[: -len(suffix)]
     if suffix.startswith("eed"):
         return rest + "ee" if len(rest) >= r1 else word
-    if not _has_vowel(rest):
+    if not has_vowel(rest):
         return word
     if rest.endswith(("at", "bl", "iz")):
         return rest + "e"
     if rest.endswith(("bb", "dd", "ff", "gg", "mm", "nn", "pp", "rr", "tt")):
         return rest[:-1]
-    if len(rest) == r1 and _ends_in_short_syllable(rest):
+    if len(rest) == r1 and ends_in_short_syllable(rest):
         return rest + "e"
     return rest
 
 
-def _step_1c(word: str) -> str:
+def step_1c(word: str) -> str:
     """y after a consonant that does not begin the word: "happy" -> "happi", but "by" and "say" stay."""
     if len(word) > 2 and word[-1] in "yY" and word[-2] not in VOWELS:
         return word[:-1] + "i"
     return word
 
 
-def _step_2(word: str, r1: int) -> str:
+def step_2(word: str, r1: int) -> str:
     """Long derivations to shorter ones: "vietnamization" -> "vietnamize", "conformably" -> "conformable"."""
-    suffix = _longest_suffix(word, STEP_2)
+    suffix = longest_suffix(word, STEP_2)
     rest = word[: len(word) - len(suffix)]
     if not suffix or len(rest) < r1:
         return word
@@ -185,18 +185,18 @@ def _step_2(word: str, r1: int) -> str:
     return rest + STEP_2[suffix]
 
 
-def _step_3(word: str, r1: int, r2: int) -> str:
+def step_3(word: str, r1: int, r2: int) -> str:
     """ "electrical" -> "electric", "goodness" -> "good"; -ative only in R2."""
-    suffix = _longest_suffix(word, STEP_3)
+    suffix = longest_suffix(word, STEP_3)
     rest = word[: len(word) - len(suffix)]
     if not suffix or len(rest) < (r2 if suffix == "ative" else r1):
         return word
     return rest + STEP_3[suffix]
 
 
-def _step_4(word: str, r2: int) -> str:
+def step_4(word: str, r2: int) -> str:
     """The rest of a derivation, in R2 only: "replacement" -> "replac", "adoption" -> "adopt"."""
-    suffix = _longest_suffix(word, STEP_4)
+    suffix = longest_suffix(word, STEP_4)
     rest = word[: len(word) - len(suffix)]
     if not suffix or len(rest) < r2:
         return word
@@ -205,10 +205,10 @@ def _step_4(word: str, r2: int) -> str:
     return rest
 
 
-def _step_5(word: str, r1: int, r2: int) -> str:
+def step_5(word: str, r1: int, r2: int) -> str:
     """A final e, unless a short syllable needs it ("hope"), and the second of two final l."""
     rest = word[:-1]
-    if word.endswith("e") and (len(rest) >= r2 or (len(rest) >= r1 and not _ends_in_short_syllable(rest))):
+    if word.endswith("e") and (len(rest) >= r2 or (len(rest) >= r1 and not ends_in_short_syllable(rest))):
         return rest
     if word.endswith("ll") and len(rest) >= r2:
         return rest

@@ -140,7 +140,7 @@ def test_no_match_is_zero(small_tables, texts):
 
 
 def test_texts_as_the_input_line_of_the_jar_delivers_them():
-    assert meteor_module._as_sent(" a ||| b  c\n", ["d ||| e", " f\t", "||||"]) == ("a b c", ["d", "e", "f", "", "|"])
+    assert meteor_module.as_sent(" a ||| b  c\n", ["d ||| e", " f\t", "||||"]) == ("a b c", ["d", "e", "f", "", "|"])
 
 
 @pytest.mark.parametrize("hypotheses, references", [([], []), (["a"], []), (["a"], [[]]), (["a"], [["a"], ["b"]])])
@@ -166,7 +166,7 @@ def test_normalised_lines_equal_the_recorded_ones():
 
 def test_plain_text_takes_a_short_cut_to_the_same_words():
     for line in ("the cat sat on 3 mats", "", "  a  b ", "7"):
-        assert meteor_normalize._normalize(line, {}).split() == tokenize(line, {})
+        assert meteor_normalize.normalize(line, {}).split() == tokenize(line, {})
 
 
 # ------------------------------------------------------------------------- the matches
@@ -305,20 +305,20 @@ def test_table_is_packed_once_and_again_when_damaged(tmp_path, monkeypatch, caps
     source = (tmp_path / "pairs.gz").rename(tmp_path / meteor_tables.PARAPHRASES)
     cache = tmp_path / "cache"
     with pytest.raises(files.InputError, match="is not METEOR 1.5's"):
-        meteor_tables._packed_paraphrases(source, cache)
+        meteor_tables.packed_paraphrases(source, cache)
     monkeypatch.setitem(meteor_tables.SHA256, meteor_tables.PARAPHRASES, files.sha256_of(source))
     capsys.readouterr()
     for expected in ("packing", ""):
-        assert meteor_tables._packed_paraphrases(source, cache).words == {"a": 1, "b": 2}
+        assert meteor_tables.packed_paraphrases(source, cache).words == {"a": 1, "b": 2}
         assert expected in capsys.readouterr().err
     (kept,) = (cache / "meteor-1.5").iterdir()
     kept.write_bytes(kept.read_bytes()[:-100])
-    assert meteor_tables._packed_paraphrases(source, cache).words == {"a": 1, "b": 2}
+    assert meteor_tables.packed_paraphrases(source, cache).words == {"a": 1, "b": 2}
     assert "packing" in capsys.readouterr().err
     assert ParaphraseTable.load(kept) is not None
     # Where nothing can be kept, the scores are right all the same.
     (tmp_path / "file").touch()
-    assert meteor_tables._packed_paraphrases(source, tmp_path / "file").words == {"a": 1, "b": 2}
+    assert meteor_tables.packed_paraphrases(source, tmp_path / "file").words == {"a": 1, "b": 2}
     assert "was not saved" in capsys.readouterr().err
 
 
@@ -401,14 +401,14 @@ def test_worked_example_of_the_alignment():
     the = [match(EXACT, 0, 1, 1), match(EXACT, 2, 1, 1)]
     cat = [match(EXACT, 1, 1, 1)]
     assert align([the, cat]) == [(0, the[0]), (1, cat[0])]
-    assert meteor_align._fix_certain([the, cat])[0] == [None, cat[0]]
+    assert meteor_align.fix_certain([the, cat])[0] == [None, cat[0]]
 
 
 def best_of_all(at_words, start=0, used=0, end=None):
     """(gain, -chunks) of the best alignment from the word `start` on: all of them are tried."""
     if start == len(at_words):
         return 0, 0
-    certain, _choices = meteor_align._fix_certain(at_words)
+    certain, _choices = meteor_align.fix_certain(at_words)
     results = [] if certain[start] else [best_of_all(at_words, start + 1, used, None)]
     for m in at_words[start]:
         if not used & m.hyp_words:
@@ -587,7 +587,7 @@ def test_live_texts_of_other_kinds(tokenised):
 def jar_tokens(lines):
     """The jar's own command line of its normaliser."""
     java = ["java", "-Dfile.encoding=UTF-8", "-Dstdout.encoding=UTF-8", "-Dstdin.encoding=UTF-8"]
-    jar = str(meteor_tables._locate()[0][meteor_tables.JAR])
+    jar = str(meteor_tables.locate()[0][meteor_tables.JAR])
     command = [*java, "-cp", jar, "edu.cmu.meteor.util.Normalizer", "english", "true"]
     text = "".join(f"{line}\n" for line in lines)
     done = subprocess.run(command, input=text.encode(), capture_output=True, check=True)

@@ -191,7 +191,7 @@ def some_lines(count, seed=0):
 def test_plain_words_take_a_shortcut_to_the_same_tokens(monkeypatch):
     lines = some_lines(2000, seed=1) + [line for line, _ in json.loads(RECORDED.read_text())["alone"]]
     quick = tokenize_lines(lines)
-    monkeypatch.setattr(ptb, "_PLAIN_WORDS", re.compile("(?!)"))
+    monkeypatch.setattr(ptb, "PLAIN_WORDS", re.compile("(?!)"))
     assert tokenize_lines(lines) == quick
 
 
@@ -267,13 +267,11 @@ def test_our_automaton_is_the_one_in_the_jar():
     together. If both always accept together, and each of our rules always belongs to one action of the jar's, then
     no text of UTF-16 units exists on which the two find different matches. A proof, not a sample."""
     kind_of, rows, arcs, action, final = jar_tables()
-    matcher = ptb._rules()
+    matcher = ptb.rules()
     sets = sorted(set(matcher.sets))
     kinds = {}  # characters that neither automaton tells apart
     for code in range(65536):
-        kinds.setdefault(
-            (kind_of[code], tuple(ptb._accepts.__wrapped__(chars, chr(code)) for chars in sets)), chr(code)
-        )
+        kinds.setdefault((kind_of[code], tuple(ptb.accepts.__wrapped__(chars, chr(code)) for chars in sets)), chr(code))
     assert len(kinds) > 100
 
     start = 2  # 0 and 1 start the other dialects of the reference

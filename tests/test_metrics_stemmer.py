@@ -27,7 +27,7 @@ RECORDED = Path(__file__).with_name("stemmer_recorded.json")
 
 
 def jar_path():
-    found, _problem = meteor_tables._locate()
+    found, _problem = meteor_tables.locate()
     return found.get(meteor_tables.JAR)
 
 
@@ -49,12 +49,12 @@ def test_stems_equal_the_recorded_ones():
 
 
 def test_regions_of_the_textbook_word():
-    assert stemmer._regions("beautiful") == (5, 7)
+    assert stemmer.regions("beautiful") == (5, 7)
 
 
 def test_longest_suffix_alone_is_tried():
     # "ational" is found, its condition (in R1) fails, and "tional" does not get a turn.
-    assert stemmer._step_2("xational", r1=2) == "xational"
+    assert stemmer.step_2("xational", r1=2) == "xational"
 
 
 @given(st.text())
