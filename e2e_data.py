@@ -11,7 +11,7 @@ the same source string. Its sentences are kept as they are. They are not tokenis
 files have "family - friendly ."), which moves BLEU by points, so scores on the two kinds of references are not
 comparable.
 
-GPT-2 reads (section 6.3; <|endoftext|> is the separator and the end token):
+The model reads (section 6.3; <|endoftext|> is the separator and the end token):
 
     " " + source + " <|endoftext|> " + target + " <|endoftext|>"
     |------------ prompt ---------|----------- scored ----------|
@@ -33,6 +33,8 @@ from torch import Tensor
 
 from harness.download import OFFLINE, cache_dir, download
 from harness.files import InputError, read_text, resolve_path, sha256_of
+from harness.llama_files import load_llama_tokenizer
+from llama import LlamaConfig
 from weights import load_config
 
 PAPER_FILES = "https://raw.githubusercontent.com/XiangLi1999/PrefixTuning/cleaned/data/e2e_data/{file}"
@@ -199,14 +201,20 @@ def group_references(examples: list[Example]) -> dict[str, list[str]]:
 # ----------------------------------------------------------------------------- examples -> token ids
 
 
-def load_tokenizer(model: str) -> tiktoken.Encoding:
+def load_tokenizer(model: str, weights: str | None = None) -> tiktoken.Encoding:
     """GPT-2's byte-level BPE, or the vocabulary in the model's folder, if it has one (VOCABULARY_FILES).
 
-    tiktoken downloads the published vocabulary (1.5 MB) once, into our cache folder. Raises InputError when that fails,
-    for an unknown model, and for a vocabulary of another size than the model's (the last id must be the separator, by
+    A Llama's is in its checkpoint (`weights`: a copy, as in load_model) or in a file beside it. tiktoken downloads the
+    published vocabulary (1.5 MB) once, into our cache folder. Raises InputError when that fails, for an unknown model,
+    and for a vocabulary that has another size or end token than the model states (the end token is the separator, by
     which an infix finds its place).
     """
     config = load_config(model)
+    if isinstance(config, LlamaConfig):
+        tokenizer = load_llama_tokenizer(model, weights)
+        if (tokenizer.n_vocab, tokenizer.eot_token) != (config.vocab_size, config.end_token):
+            raise InputError(f"{weights or model}: the vocabulary, {tokenizer.n_vocab} tokens, is another model's")
+        return tokenizer
     own = [files for files in VOCABULARY_FILES if (resolve_path(model) / files[0]).exists()]
     tokenizer = read_tokenizer(resolve_path(model), *own[0]) if own else published_tokenizer()
     if tokenizer.n_vocab != config.vocab_size:

@@ -100,7 +100,7 @@ def decode(
 def decode_with(engine: Engine, model: GPT2, tokenizer: tiktoken.Encoding, sources: list[str], **options) -> list[str]:
     """`decode` on the engine's path, in its number format. The model is prepared for decoding only."""
     search = engine.in_precision(decode)
-    next_words = engine.choose(NextWords)
+    next_words = engine.choose(NextWords, model)
     return search(engine.ready_to_decode(model), tokenizer, sources, next_words=next_words, **options)
 
 
@@ -118,7 +118,7 @@ def evaluate_run(folder: str | Path, batch_size: int = 64, split: str = "test", 
     folder = Path(folder)
     own = load_settings(folder)
     settings, model = load_run(folder, **changes)
-    tokenizer = load_tokenizer(settings.model)
+    tokenizer = load_tokenizer(settings.model, settings.weights)
     groups = group_references(load_split(settings.data, split))
     limits = settings.prefix_len, settings.beam_size, settings.max_new_tokens
     check_context(model.config, tokenizer, list(groups), *limits)
@@ -157,7 +157,7 @@ def generate(folder: str | Path, table: str, **changes) -> str:
     if not table.strip():
         raise InputError("--table is empty: name some fields, e.g. 'name : Blue Spice | area : riverside'")
     settings, model = load_run(folder, **changes)
-    tokenizer = load_tokenizer(settings.model)
+    tokenizer = load_tokenizer(settings.model, settings.weights)
     if "[" in table:
         try:
             table = linearise(table)

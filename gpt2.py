@@ -39,6 +39,27 @@ class GPT2Config:
     n_positions: int = 1024
     vocab_size: int = 50257
 
+    # What another model may state otherwise (llama.py):
+
+    @property
+    def n_kv_head(self) -> int:
+        """Heads of keys and values: as many as of queries."""
+        return self.n_head
+
+    @property
+    def head_size(self) -> int:
+        return self.n_embd // self.n_head
+
+    @property
+    def end_token(self) -> int:
+        """The id of <|endoftext|>: the vocabulary's last."""
+        return self.vocab_size - 1
+
+    @property
+    def shape(self) -> str:
+        """The shape that a prefix has to fit, in words."""
+        return f"{self.n_layer} layers of {self.n_head} heads and width {self.n_embd}"
+
 
 CONFIGS = {
     "gpt2": GPT2Config(),  # 124 M
@@ -222,6 +243,21 @@ class GPT2(nn.Module):
         below zero, where bf16 has steps of 0.25 and close candidates would tie."""
         with torch.autocast(x.device.type, enabled=False):
             return x.to(self.wte.weight.dtype) @ self.wte.weight.t()
+
+    # ------------------------------------------------------------------- what prefix.py asks of a model
+
+    @property
+    def attentions(self) -> list[Attention]:
+        """The layers' attention, each with its `kv_hook`."""
+        return [block.attn for block in self.h]
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """The input embeddings of tokens, [..] -> [.., C]."""
+        return self.wte(tokens)
+
+    def read(self, embeddings: Tensor, positions: Tensor) -> Tensor:
+        """LayerNorm(x_L) of input embeddings [B, T, C] in place of words, at positions [T]: [B, T, C]."""
+        return self.run_layers(embeddings + self.wpe(positions))
 
     @torch.no_grad()
     def init_weights(self, seed: int = 0) -> "GPT2":

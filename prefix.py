@@ -24,7 +24,7 @@ Use:
     with prefix.attached(model):        # or prefix.attach(model) ... prefix.detach()
         logits = model(tokens)          # training, decoding: the model is called as always
 
-Shapes: P prefix length, L layers, H heads, D head size, C = H * D width, B batch, T tokens.
+Shapes: P prefix length, L layers, H heads of keys and values, D head size, C width, B batch, T tokens.
 """
 
 from contextlib import contextmanager
@@ -84,12 +84,12 @@ class Prefix(nn.Module):
 
     @staticmethod
     def row_size(config: GPT2Config) -> int:
-        """Numbers per position: a key and a value of width C in each layer."""
-        return 2 * config.n_layer * config.n_embd
+        """Numbers per position: a key and a value of H heads in each layer."""
+        return 2 * config.n_layer * config.n_kv_head * config.head_size
 
     def activations(self, model: GPT2) -> Tensor:
         """[P, 2 L, H, D]: entry 2l is layer l's keys, entry 2l + 1 its values."""
-        return self.rows().view(self.prefix_len, 2 * self.config.n_layer, self.config.n_head, -1)
+        return self.rows().view(self.prefix_len, 2 * self.config.n_layer, self.config.n_kv_head, -1)
 
     # ------------------------------------------------------------------- the method: two hooks on GPT-2
 
@@ -134,12 +134,12 @@ class Prefix(nn.Module):
             raise InputError(f"this prefix was made for {self.config}, not for {model.config}")
         if self.attached_to:
             raise InputError("this prefix is attached to a model already: detach it first")
-        if model.input_hook is not None or any(block.attn.kv_hook is not None for block in model.h):
+        if model.input_hook is not None or any(attn.kv_hook is not None for attn in model.attentions):
             raise InputError("this model has a prefix already: detach it first")
         self.attached_to = [model]
         model.input_hook = self.before_pass
-        for layer, block in enumerate(model.h):
-            block.attn.kv_hook = partial(self.put_in_front, layer)
+        for layer, attn in enumerate(model.attentions):
+            attn.kv_hook = partial(self.put_in_front, layer)
         return self
 
     def detach(self) -> None:
@@ -148,8 +148,8 @@ class Prefix(nn.Module):
             raise InputError("this prefix is not attached to a model")
         (model,) = self.attached_to
         model.input_hook = None
-        for block in model.h:
-            block.attn.kv_hook = None
+        for attn in model.attentions:
+            attn.kv_hook = None
         self.attached_to, self.current = [], None
 
     @contextmanager
@@ -165,7 +165,7 @@ class Prefix(nn.Module):
 
     def words_as_rows(self, model: GPT2, tokens: Tensor) -> Tensor:
         """The rows with which this prefix acts as if the words tokens [P] had been read: [P, row_size]."""
-        return keys_values(model, model.wte(tokens)).flatten(1)
+        return keys_values(model, model.embed(tokens)).flatten(1)
 
     def init_from_words(self, model: GPT2, tokens: Tensor, steps: int = 500, lr: float = 1e-4) -> float:
         """Start from the activations of real words, tokens [P] (section 7.4; it helps in low-data settings).
@@ -214,7 +214,7 @@ class Infix(Prefix):
 
     Attention does not depend on the order of the keys, so they can stay in front in memory. What makes them an infix is
     the mask and the positions: the table's tokens are at 0 .. S - 1, the infix at S .. S + P - 1, the text after it.
-    The separator, the vocabulary's last id, counts as text, because the first word of the text is predicted from it.
+    The separator, the model's end token, counts as text, because the first word of the text is predicted from it.
     """
 
     mode = "infix"
@@ -228,7 +228,7 @@ class Infix(Prefix):
         (model,) = self.attached_to
         self.current = self.activations(model)
         B, T = tokens.shape
-        is_text = (tokens == self.config.vocab_size - 1).cumsum(1) > 0  # [B, T]
+        is_text = (tokens == self.config.end_token).cumsum(1) > 0  # [B, T]
         positions = torch.arange(T, device=tokens.device) + self.prefix_len * is_text  # [B, T]
         sees_infix = is_text[:, :, None].expand(B, T, self.prefix_len)
         sees_token = causal_mask(T, T, tokens.device).expand(B, T, T)
@@ -254,7 +254,7 @@ class Embedding(Prefix):
         return keys_values(model, self.rows())
 
     def words_as_rows(self, model: GPT2, tokens: Tensor) -> Tensor:
-        return model.wte(tokens)
+        return model.embed(tokens)
 
 
 MODES = {cls.mode: cls for cls in (Prefix, Infix, Embedding)}
@@ -262,7 +262,7 @@ MODES = {cls.mode: cls for cls in (Prefix, Infix, Embedding)}
 
 def shape_of(config: GPT2Config) -> str:
     """The shape that a prefix has to fit, in words."""
-    return f"{config.n_layer} layers of {config.n_head} heads and width {config.n_embd}"
+    return config.shape
 
 
 def keys_values(model: GPT2, embeddings: Tensor) -> Tensor:
@@ -276,15 +276,15 @@ def keys_values(model: GPT2, embeddings: Tensor) -> Tensor:
         seen.extend([k[0], v[0]])  # each [H, P, D]
         return k, v
 
-    hooks = [block.attn.kv_hook for block in model.h]
-    for block in model.h:
-        block.attn.kv_hook = record
+    hooks = [attn.kv_hook for attn in model.attentions]
+    for attn in model.attentions:
+        attn.kv_hook = record
     try:
         positions = torch.arange(len(embeddings), device=embeddings.device)
-        model.run_layers((embeddings + model.wpe(positions)).unsqueeze(0))
+        model.read(embeddings.unsqueeze(0), positions)
     finally:
-        for block, hook in zip(model.h, hooks):
-            block.attn.kv_hook = hook
+        for attn, hook in zip(model.attentions, hooks):
+            attn.kv_hook = hook
     return torch.stack(seen).permute(2, 0, 1, 3)  # [2 L, H, P, D] -> [P, 2 L, H, D]
 
 

@@ -1,8 +1,8 @@
-"""OpenAI's GPT-2 weights: where to find them, and how a checkpoint becomes a model.
+"""GPT-2's weights (and a Llama's): where to find them, and how a checkpoint becomes a model.
 
 A checkpoint's names and shapes are gpt2.py's own (`h.0.attn.c_attn.weight`), so loading is a copy, key by key, with
 every shape checked. The two file formats are read in harness/safetensors.py (the Hugging Face hub's copy) and
-harness/tensorflow.py (OpenAI's own release).
+harness/tensorflow.py (OpenAI's own release). What is different for a Llama is in harness/llama_files.py.
 """
 
 import json
@@ -12,11 +12,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+import llama
 from gpt2 import CONFIGS, GPT2, GPT2Config
+from harness import llama_files
 from harness.download import OFFLINE, cache_dir, download
 from harness.files import InputError, read_text, resolve_path
 from harness.safetensors import read_safetensors
 from harness.tensorflow import read_tensorflow
+from llama import Llama, LlamaConfig
 
 HUB = "https://huggingface.co/openai-community/{name}/resolve/main/model.safetensors"
 OPENAI = "https://openaipublic.blob.core.windows.net/gpt-2/models/{size}/{file}"
@@ -32,40 +35,70 @@ FIXED = {
 # ----------------------------------------------------------------------------- a model from files
 
 
-def load_gpt2(name: str, weights: str | None = None, dropout: float = 0.0) -> GPT2:
-    """A GPT-2 in fp32 with its weights.
+def load_model(name: str, weights: str | None = None, dropout: float = 0.0) -> GPT2 | Llama:
+    """A GPT-2 or a Llama in fp32 with its weights.
 
-    name     "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "mini" (in this repository), or a folder with config.json
-    weights  None: the folder's own file, or a cached download; a file or folder in either format; or "random":
+    name     "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "mini" (in this repository), "smollm2" (an installed
+             package), or a folder with config.json or a .gguf file
+    weights  None: the folder's own file, or a cached download; a file or folder in one of the formats; or "random":
              untrained weights
+    dropout  GPT-2's; a Llama has none
     Raises InputError if anything is missing or does not fit.
     """
     config = load_config(name)
     if weights == "random":
-        return GPT2(config, dropout).init_weights()
+        return new_model(config, dropout).init_weights()
     path = find_checkpoint(Path(weights)) if weights else default_checkpoint(name)
-    tensors = read_checkpoint(path)
-    check_shapes(tensors, config, name, path)
     with torch.device("meta"):  # allocate nothing: every weight is about to be assigned
-        model = GPT2(config, dropout)
+        model = new_model(config, dropout)
+    if isinstance(model, GPT2):
+        tensors = read_checkpoint(path)
+    else:
+        tensors = llama_files.read_llama(path, config, name)
+    check_shapes(tensors, model, name, path)
     # Copies: read_safetensors returns views of the memory-mapped file.
-    own = {key: tensor.to(torch.float32, copy=True) for key, tensor in tensors.items()}
+    own = {key: tensors.pop(key).to(torch.float32, copy=True) for key in list(tensors)}
     model.load_state_dict(own, assign=True)
     return model.requires_grad_(True)
 
 
-def load_config(name: str) -> GPT2Config:
-    """The architecture of a published name, or of a folder's config.json (or hparams.json)."""
+def load_gpt2(name: str, weights: str | None = None, dropout: float = 0.0) -> GPT2:
+    """`load_model` where only a GPT-2 will do. Raises InputError for another model too."""
+    if not isinstance(load_config(name), GPT2Config):
+        raise InputError(f"{name} is a Llama, but a GPT-2 is needed here: use {', '.join(CONFIGS)} or mini")
+    return load_model(name, weights, dropout)
+
+
+def new_model(config: GPT2Config | LlamaConfig, dropout: float) -> GPT2 | Llama:
+    """A model of this configuration. Raises InputError for dropout in a Llama."""
+    if isinstance(config, GPT2Config):
+        return GPT2(config, dropout)
+    if dropout:
+        raise InputError(f"--dropout {dropout:g}: a Llama has no dropout; leave the flag out")
+    return Llama(config)
+
+
+def load_config(name: str) -> GPT2Config | LlamaConfig:
+    """The architecture of a published name, or of a folder's config.json (or hparams.json) or .gguf file."""
     if name in CONFIGS:
         return CONFIGS[name]
+    if name in llama.CONFIGS:
+        return llama.CONFIGS[name]
     folder = resolve_path(name)
     for path in (folder / "config.json", folder / "hparams.json"):
         if path.exists():
             break
     else:
-        raise InputError(f"unknown model {name!r}: use {', '.join(CONFIGS)}, mini, or a folder that holds config.json")
+        if gguf := llama_files.gguf_in(folder):
+            return llama_files.config_of_gguf(gguf)
+        raise InputError(
+            f"unknown model {name!r}: use {', '.join((*CONFIGS, *llama.CONFIGS))}, mini, or a folder that holds"
+            " config.json or a .gguf file"
+        )
     try:
         stated = json.loads(read_text(path))
+        if stated.get("model_type") == "llama":
+            return llama_files.config_of_hub(stated, folder)
         for key, ours in FIXED.items():
             if stated.get(key, ours) != ours:
                 raise ValueError(f"its {key} is {stated[key]!r}, not {ours!r}")
@@ -84,6 +117,8 @@ def load_config(name: str) -> GPT2Config:
 
 def default_checkpoint(name: str) -> Path:
     """A folder's own checkpoint, or the published one: downloaded once, from the hub or from OpenAI."""
+    if name in llama.CONFIGS:
+        return llama_files.package_file()
     if name not in CONFIGS:
         return find_checkpoint(resolve_path(name))
     folder = cache_dir() / name
@@ -111,6 +146,8 @@ def find_checkpoint(path: Path) -> Path:
     if path.is_dir():
         found = [*sorted(path.glob("*.safetensors")), *sorted(path.glob("*.index"))]
         names = [file for file in found if file.name in ("model.safetensors", TF_FILES[0])] or found
+        if len(names) == 0 and (gguf := llama_files.gguf_in(path)):
+            return gguf
         if len(names) == 0:
             raise InputError(
                 f"{path} holds no checkpoint: neither model.safetensors nor TensorFlow's model.ckpt.index is there"
@@ -120,8 +157,10 @@ def find_checkpoint(path: Path) -> Path:
         return names[0]
     if not path.exists():
         raise InputError(f"{path} does not exist: check the path given with --weights")
-    if path.suffix not in (".safetensors", ".index"):
-        raise InputError(f"{path} is not a checkpoint: name a .safetensors file, or the .index file of TensorFlow's")
+    if path.suffix not in (".safetensors", ".index", ".gguf"):
+        raise InputError(
+            f"{path} is not a checkpoint: name a .safetensors or .gguf file, or the .index file of TensorFlow's"
+        )
     return path
 
 
@@ -130,6 +169,8 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     if path.suffix == ".index":
         entries = read_tensorflow(path)
         return {rename_tensorflow(key): tensor.squeeze(0) if key.endswith("/w") else tensor for key, tensor in entries}
+    if path.suffix == ".gguf":
+        raise InputError(f"{path} holds no GPT-2: GGUF files are read for Llamas; name a .safetensors file")
     tensors = {key.removeprefix("transformer."): tensor for key, tensor in read_safetensors(path)[0].items()}
     for key in list(tensors):
         if re.fullmatch(r"h\.\d+\.attn\.(bias|masked_bias)", key):
@@ -152,10 +193,9 @@ def rename_tensorflow(key: str) -> str:
     return ".".join(parts)
 
 
-def check_shapes(tensors: dict[str, Tensor], config: GPT2Config, name: str, path: Path) -> None:
+def check_shapes(tensors: dict[str, Tensor], model: GPT2 | Llama, name: str, path: Path) -> None:
     """Raise InputError unless the file has exactly the model's tensors, with their shapes."""
-    with torch.device("meta"):
-        expected = {key: tuple(tensor.shape) for key, tensor in GPT2(config).state_dict().items()}
+    expected = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
     wte = tuple(tensors["wte.weight"].shape) if "wte.weight" in tensors else None
     hint = ""
     for other, its in CONFIGS.items():

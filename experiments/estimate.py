@@ -62,7 +62,7 @@ def from_rows(rows: dict[str, dict[str, str]], settings: Settings) -> dict[str, 
 
 def measure(settings: Settings) -> Cost:
     """Time a few steps, part of a validation and the decoding of a few tables, and scale each up to the whole."""
-    tokenizer = load_tokenizer(settings.model)
+    tokenizer = load_tokenizer(settings.model, settings.weights)
     pad, room = tokenizer.eot_token, load_config(settings.model).n_positions - (settings.prefix_len or 0)
     model, prefix = start_model(replace(settings, init_text=None))  # fitting the prefix to words would only take time
     learned = model if prefix is None else prefix

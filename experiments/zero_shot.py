@@ -29,7 +29,7 @@ def zero_shot(settings: Settings, words: str = "") -> Path:
     settings    resolved: model, data, decoding, device, out. The mode must be "finetune", which has no prefix
     """
     folder = Path(settings.out)
-    tokenizer = load_tokenizer(settings.model)
+    tokenizer = load_tokenizer(settings.model, settings.weights)
     groups = group_references(load_split(settings.data, "test"))
     given = [f"{words} {source}".strip() for source in groups]
     model = load_gpt2(settings.model, settings.weights).requires_grad_(False).eval()

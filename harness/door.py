@@ -33,9 +33,12 @@ class Engine:
     def __init__(self, plain: bool, device: str, dtype: str):
         self.plain, self.device, self.dtype = plain, device, dtype
 
-    def choose(self, plain_function: Callable) -> Callable:
-        """A function or class of the plain path, or its counterpart of the same name in fast/."""
-        if self.plain:
+    def choose(self, plain_function: Callable, model=None) -> Callable:
+        """A function or class of the plain path, or its counterpart of the same name in fast/.
+
+        model  what it will be called with. fast/ is written for GPT-2's layers: for any other it is the plain one
+        """
+        if self.plain or not (model is None or isinstance(model, GPT2)):
             return plain_function
         import fast  # here, so that --plain never loads it
 
@@ -64,7 +67,7 @@ class Engine:
 
     def ready_to_decode(self, model: GPT2) -> GPT2:
         """Prepare a frozen model for decoding, after which it cannot be trained. Returns the model."""
-        if self.plain:
+        if self.plain or not isinstance(model, GPT2):
             return model
         import fast
 

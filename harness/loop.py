@@ -39,7 +39,7 @@ class Run:
     def __init__(self, settings: Settings, evaluates: bool = False):
         self.settings = s = settings
         self.engine = s.engine
-        self.tokenizer = load_tokenizer(s.model)
+        self.tokenizer = load_tokenizer(s.model, s.weights)
         self.pad = self.tokenizer.eot_token
         train_set, valid_set = (load_split(s.data, split) for split in ("train", "valid"))
         test_set = load_split(s.data, "test") if evaluates else []
@@ -71,7 +71,7 @@ class Run:
 
     def choose(self, plain_function: Callable) -> Callable:
         """A function of the plain path or its fast counterpart, called in the run's number format."""
-        return self.engine.in_precision(self.engine.choose(plain_function))
+        return self.engine.in_precision(self.engine.choose(plain_function, self.model))
 
     # ------------------------------------------------------------------- around the loop
 
@@ -191,7 +191,7 @@ class Run:
         self.model.eval()
         self.valid_loss = validation_loss(self.model, self.valid_set, self.loss_of, self.pad, s.device)
         self.check_finite("validation loss", self.valid_loss)
-        next_words = self.engine.choose(NextWords)
+        next_words = self.engine.choose(NextWords, self.model)
         search = self.engine.in_precision(decode)
         sample = search(self.model, self.tokenizer, self.sources[:1], **s.search, next_words=next_words)[0]
         self.model.train(s.dropout > 0)

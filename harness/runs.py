@@ -22,14 +22,14 @@ from harness.files import InputError, read_text, write_atomic
 from harness.safetensors import write_safetensors
 from harness.settings import Settings, init_tokens
 from prefix import MODES, Prefix, load_prefix
-from weights import load_gpt2
+from weights import load_model
 
 # ----------------------------------------------------------------------------- models
 
 
 def start_model(settings: Settings) -> tuple[GPT2, Prefix | None]:
     """GPT-2 and the prefix attached to it (None: fine-tuning), before the first step."""
-    model = load_gpt2(settings.model, settings.weights, settings.dropout)
+    model = load_model(settings.model, settings.weights, settings.dropout)
     torch.manual_seed(settings.seed)
     if settings.finetunes:
         return settings.engine.to_device_and_freeze(model), None
@@ -61,9 +61,9 @@ def load_run(folder: str | Path, **changes) -> tuple[Settings, GPT2]:
     if settings.finetunes:
         if "weights" in changes:
             raise InputError(f"--weights has no effect: {path} holds all weights of this fine-tuned run; leave it out")
-        model = load_gpt2(settings.model, str(path)).requires_grad_(False)
+        model = load_model(settings.model, str(path)).requires_grad_(False)
         return settings, settings.engine.to_device_and_freeze(model).eval()
-    model = load_gpt2(settings.model, settings.weights)
+    model = load_model(settings.model, settings.weights)
     prefix = load_prefix(path, model.config).requires_grad_(False)
     if prefix.mode != settings.mode:
         raise InputError(

@@ -12,14 +12,17 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+import llama
 from beam import LENGTH_NORMS
 from e2e_data import load_tokenizer
-from gpt2 import CONFIGS
+from gpt2 import CONFIGS, GPT2Config
 from harness.door import Engine
 from harness.files import InputError
 from harness.machine import pick_device, pick_dtype
 from prefix import MODES
+from weights import load_config
 
+NAMES = (*CONFIGS, *llama.CONFIGS, "mini")  # the models that are not a folder of the user's
 SEARCH = ("beam_size", "length_norm", "max_new_tokens")  # the settings of decoding
 AT_LEAST_1 = ("epochs", "max_steps", "batch_size", "grad_accum", "train_examples", "prefix_len", "mid_dim",
               "beam_size", "max_new_tokens", "log_every", "checkpoint_every")  # fmt: skip
@@ -48,9 +51,9 @@ class Settings:
         None, "start from the activations of these words, e.g. 'table-to-text:' (low data)", kind=str
     )
     # the frozen model, and the data
-    model: str = flag("gpt2", f"{', '.join(CONFIGS)}, mini (in this repository), or a folder with config.json")
+    model: str = flag("gpt2", f"{', '.join(NAMES)} (in this repository), or a folder with config.json or a .gguf file")
     weights: str | None = flag(
-        None, "a local .safetensors or TensorFlow checkpoint; 'random': untrained (default: download)", kind=str
+        None, "a local .safetensors, .gguf or TensorFlow checkpoint; 'random': untrained (default: download)", kind=str
     )
     data: str | None = flag(None, "folder with the data, text or CSV; mini: the sample tables in this repository"
                             " (default: the paper's E2E files, downloaded)", kind=str)  # fmt: skip
@@ -127,21 +130,23 @@ class Settings:
             raise InputError("--init_text is empty: name some words, e.g. 'table-to-text:'")
         new.prefix_len = resolve_prefix_len(new)
         new.lr = new.lr if new.lr is not None else RATES.get(new.model, PAPER_RATES)[new.finetunes]
-        new.dropout = new.dropout if new.dropout is not None else (0.1 if new.finetunes else 0.0)
+        new.dropout = new.dropout if new.dropout is not None else default_dropout(new)
         new.loss = new.loss or ("token" if new.finetunes else "sentence")
         new.device = pick_device(new.device)
         new.dtype = pick_dtype(new.dtype, new.device)
         new.out = new.out or default_folder(self, new.prefix_len)
         for name in ("model", "weights", "data"):  # a run must find them from any working directory
             path = getattr(new, name)
-            if path not in (None, "mini", *CONFIGS) and os.path.exists(path):
+            if path not in (None, *NAMES) and os.path.exists(path):
                 setattr(new, name, os.path.abspath(path))
         return new
 
 
 def init_tokens(s: Settings) -> list[int] | None:
     """The tokens of --init_text, with the leading space that they would have inside a text."""
-    return None if s.init_text is None else load_tokenizer(s.model).encode_ordinary(" " + s.init_text.strip())
+    return (
+        None if s.init_text is None else load_tokenizer(s.model, s.weights).encode_ordinary(" " + s.init_text.strip())
+    )
 
 
 def resolve_prefix_len(s: Settings) -> int | None:
@@ -159,9 +164,15 @@ def resolve_prefix_len(s: Settings) -> int | None:
     return len(words)
 
 
-# Learning rates (of a prefix, of fine-tuning): the paper's, and higher ones for mini, a model 20 times smaller.
+def default_dropout(s: Settings) -> float:
+    """The paper's: 0.1 in fine-tuning, where the model has dropout at all."""
+    return 0.1 if s.finetunes and isinstance(load_config(s.model), GPT2Config) else 0.0
+
+
+# Learning rates (of a prefix, of fine-tuning): the paper's; higher ones for mini, a model 20 times smaller, and for
+# SmolLM2, of GPT-2 small's size.
 PAPER_RATES = (8e-5, 5e-5)
-RATES = {"mini": (1e-3, 1e-3)}
+RATES = {"mini": (1e-3, 1e-3), "smollm2": (5e-4, 1e-4)}
 
 # Not part of a run's name: it is in it already, or does not change what is learned.
 NOT_IN_NAME = ("mode", "model", "prefix_len", "out", "device", "log_every", "checkpoint_every", *SEARCH)
