@@ -51,11 +51,9 @@ def load_model(name: str, weights: str | None = None, dropout: float = 0.0) -> G
     path = find_checkpoint(Path(weights)) if weights else default_checkpoint(name)
     with torch.device("meta"):  # allocate nothing: every weight is about to be assigned
         model = new_model(config, dropout)
-    if isinstance(model, GPT2):
-        tensors = read_checkpoint(path)
-    else:
-        tensors = llama_files.read_llama(path, config, name)
-    check_shapes(tensors, model, name, path)
+    is_gpt2 = isinstance(config, GPT2Config)
+    tensors = read_checkpoint(path) if is_gpt2 else llama_files.read_llama(path, config, name)
+    check_shapes(tensors, config, name, path)
     # Copies: read_safetensors returns views of the memory-mapped file.
     own = {key: tensors.pop(key).to(torch.float32, copy=True) for key in list(tensors)}
     model.load_state_dict(own, assign=True)
@@ -193,9 +191,10 @@ def rename_tensorflow(key: str) -> str:
     return ".".join(parts)
 
 
-def check_shapes(tensors: dict[str, Tensor], model: GPT2 | Llama, name: str, path: Path) -> None:
+def check_shapes(tensors: dict[str, Tensor], config: GPT2Config | LlamaConfig, name: str, path: Path) -> None:
     """Raise InputError unless the file has exactly the model's tensors, with their shapes."""
-    expected = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
+    with torch.device("meta"):
+        expected = {key: tuple(tensor.shape) for key, tensor in new_model(config, 0.0).state_dict().items()}
     wte = tuple(tensors["wte.weight"].shape) if "wte.weight" in tensors else None
     hint = ""
     for other, its in CONFIGS.items():

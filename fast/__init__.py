@@ -5,6 +5,8 @@
     train.clip_gradients       training.clip_gradients   the norm row by row, the division inside AdamW
     beam.NextWords             decoding.NextWords        beams share keys and values; frozen weights are packed
 
+    summed_loss, NextWords     llama.*                   the same for a Llama
+
 harness/door.py is the only place that imports this package, and chooses. tests/test_fast.py holds each function to its
 plain counterpart.
 
@@ -14,11 +16,13 @@ plain counterpart.
     tree.py         keys and values of beams, each stored once
     prepacked.py    weights in oneDNN's own layout; the vocabulary in two rounds
     decoding.py     the best next words
+    llama.py        the loss and the next words of a Llama
     memory.py       the C library keeps freed memory, in large pages
 """
 
+from fast import llama
 from fast.decoding import NextWords, pack
 from fast.memory import keep_freed_memory
 from fast.training import clip_gradients, round_frozen, summed_loss
 
-__all__ = ["NextWords", "clip_gradients", "keep_freed_memory", "pack", "round_frozen", "summed_loss"]
+__all__ = ["NextWords", "clip_gradients", "keep_freed_memory", "llama", "pack", "round_frozen", "summed_loss"]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fast.loss import SHAPE_MULTIPLE
 from fast.prepacked import PrepackedLinear, TwoRounds, can_pack, largest
-from fast.training import exact_logits
+from fast.training import exact_logits, output_matrix
 from fast.tree import BeamTree
 from gpt2 import GPT2, Attention, join_heads, split_heads
 
@@ -26,12 +26,12 @@ class NextWords:
 
     def of_prompts(self, prompts: list[list[int]]) -> tuple[Tensor, Tensor]:
         """Read the prompts: log p and ids of the best first words, each [B, W]."""
-        device, B, S = self.model.wte.weight.device, len(prompts), max(map(len, prompts))
+        device, B, S = output_matrix(self.model).device, len(prompts), max(map(len, prompts))
         tokens = torch.tensor([prompt + [self.pad] * (S - len(prompt)) for prompt in prompts], device=device)  # [B, S]
         self.lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)  # [B], tokens read by a beam
         self.steps, self.longest = 0, S
         last = torch.arange(B, device=device) * S + self.lengths - 1  # the prompts' last tokens, among the B * S
-        x = hidden_states(self.model, tokens, self.tree, None, None, last)  # [B, C]
+        x = self.hidden_states(tokens, None, None, last)  # [B, C]
         is_token = torch.arange(S, device=device) < self.lengths[:, None]  # [B, S]
         self.visible = F.pad(is_token, (self.tree.length - S, 0), value=True)  # [B, S'], a prefix is seen by all
         return self.best(x)
@@ -48,8 +48,14 @@ class NextWords:
             mask = torch.cat([self.visible, produced], dim=1).repeat_interleave(K, 0)  # [R, S' + n]
             mask = mask[:, None, None]
         positions = (self.lengths - 1).repeat_interleave(K)[:, None]  # [R, 1]
-        x = hidden_states(self.model, tokens.view(-1, 1), self.tree, positions, mask)  # [R, 1, C]
+        x = self.hidden_states(tokens.view(-1, 1), positions, mask)  # [R, 1, C]
         return self.best(x.flatten(0, 1))
+
+    def hidden_states(
+        self, tokens: Tensor, positions: Tensor | None, mask: Tensor | None, last: Tensor | None = None
+    ) -> Tensor:
+        """LayerNorm(x_L), see below."""
+        return hidden_states(self.model, tokens, self.tree, positions, mask, last)
 
     def best(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """log p and ids of the W best words given LayerNorm(x_L): [R, C] -> each [R, W], best first."""
@@ -59,7 +65,7 @@ class NextWords:
         two_rounds = getattr(self.model, "two_rounds", None)
         if two_rounds is not None:
             return two_rounds(x, self.n_words, self.banned)
-        logits = exact_logits(x, self.model.wte.weight)  # [R, V]
+        logits = exact_logits(x, output_matrix(self.model))  # [R, V]
         # log p = logit - log z with z = sum exp(logits), on a CPU a few rows at a time, so that they stay in its cache.
         parts = logits.split(16 if logits.device.type == "cpu" else len(logits))
         log_z = torch.cat([rows.logsumexp(dim=-1, keepdim=True) for rows in parts])  # [R, 1]

@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from fast.loss import SHAPE_MULTIPLE, SummedLoss, padded_cast
 from fast.ops import TokenPacking, dropout, product, tied_embedding
@@ -110,6 +110,11 @@ def cross_entropy(model: GPT2, x: Tensor, targets: Tensor, wte: Tensor) -> Tenso
     return SummedLoss.apply(x, weight, targets, model.config.vocab_size)
 
 
+def output_matrix(model) -> Tensor:
+    """The embedding as the output layer, [V, C], of a GPT-2 or a Llama."""
+    return (model.wte if isinstance(model, GPT2) else model.embed_tokens).weight
+
+
 def exact_logits(x: Tensor, wte: Tensor) -> Tensor:
     """x wte^T in fp32, [.., C] -> [.., V]. Under autocast only the factors are rounded, to bf16 (on a GPU TF32)."""
     precision = torch.get_float32_matmul_precision()
@@ -128,10 +133,10 @@ def exact_logits(x: Tensor, wte: Tensor) -> Tensor:
 def round_frozen(model: GPT2) -> None:
     """Round the projections of a frozen model to bf16, in place: autocast would do it again in every step.
 
-    wte, wpe and the LayerNorms keep fp32. For a model that is called under bf16 autocast only.
+    Embeddings and norms keep fp32. For a model that is called under bf16 autocast only.
     """
     for module in model.modules():
-        if isinstance(module, Projection) and not module.weight.requires_grad:
+        if isinstance(module, (Projection, nn.Linear)) and not module.weight.requires_grad:
             module.to(torch.bfloat16)
 
 
@@ -140,7 +145,7 @@ rounded_heads: WeakKeyDictionary = WeakKeyDictionary()  # model -> (what it was 
 
 def rounded_head(model: GPT2, dtype: torch.dtype) -> Tensor:
     """A frozen wte in another precision for its second use, [V', C] (`padded_cast`), computed once."""
-    wte = model.wte.weight.detach()
+    wte = output_matrix(model).detach()
     if wte.dtype == dtype:
         return wte
     made_from = (dtype, wte.data_ptr(), wte._version)  # changes when the weights do

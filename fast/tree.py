@@ -60,7 +60,8 @@ class BeamTree:
         k, v = (memory[:, :, :S] for memory in self.layers[layer])  # each [B, H, S, D]
         # A prompt's K rows of one token become one row of K.
         q = q.unflatten(0, (B, K)).squeeze(3).transpose(1, 2)  # [B, H, K, D]
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=self.hidden)  # [B, H, K, D]
+        # In a Llama several query heads share a head of keys and values.
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=self.hidden, enable_gqa=q.size(1) != k.size(1))
         return y.transpose(1, 2).flatten(0, 1).unsqueeze(2)
 
     def attend_in_prompts(self, layer: int, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
@@ -69,7 +70,7 @@ class BeamTree:
         self.length = k.size(2)
         if mask is None and q.size(2) > 1:
             mask = causal_mask(q.size(2), k.size(2), q.device)
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=q.size(1) != k.size(1))
 
     def branch(self, prompts: Tensor, beams: Tensor) -> None:
         """Before a step: keep these prompts [B], and extend these beams of each [B, K], repeats allowed."""

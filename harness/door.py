@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 from gpt2 import GPT2
 from harness.machine import autocast
+from llama import Llama
 
 
 def set_allocator(plain: bool) -> None:
@@ -36,13 +37,13 @@ class Engine:
     def choose(self, plain_function: Callable, model=None) -> Callable:
         """A function or class of the plain path, or its counterpart of the same name in fast/.
 
-        model  what it will be called with. fast/ is written for GPT-2's layers: for any other it is the plain one
+        model  what it will be called with: a Llama has counterparts of its own
         """
-        if self.plain or not (model is None or isinstance(model, GPT2)):
+        if self.plain:
             return plain_function
         import fast  # here, so that --plain never loads it
 
-        return getattr(fast, plain_function.__name__)
+        return getattr(fast.llama if isinstance(model, Llama) else fast, plain_function.__name__)
 
     def in_precision(self, function: Callable) -> Callable:
         """The function, called in this number format."""

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-METHOD = ("gpt2", "prefix", "beam", "e2e_data", "evaluate", "train", "weights")
+METHOD = ("gpt2", "llama", "prefix", "beam", "e2e_data", "evaluate", "train", "weights")
 OURS = {path.stem for path in ROOT.glob("*.py")} | {path.name for path in ROOT.iterdir() if path.is_dir()}
 
 
@@ -38,6 +38,10 @@ def test_gpt2_imports_torch_and_the_standard_library_only():
     assert packages(ROOT / "gpt2.py") - set(sys.stdlib_module_names) == {"torch"}
 
 
+def test_llama_imports_torch_and_gpt2_only():
+    assert packages(ROOT / "llama.py") - set(sys.stdlib_module_names) == {"torch", "gpt2"}
+
+
 @pytest.mark.parametrize("name", METHOD)
 def test_no_file_of_the_method_imports_fast(name):
     assert "fast" not in packages(ROOT / f"{name}.py")
@@ -59,7 +63,7 @@ def test_fast_has_one_door():
     outside = {path for path in importers if path.split("/")[0] not in ("fast", "tests", "benchmarks")}
     assert outside == {"harness/door.py"}
     for path in files("fast"):
-        assert packages(path) & OURS <= {"fast", "gpt2"}, path
+        assert packages(path) & OURS <= {"fast", "gpt2", "llama"}, path
 
 
 def test_metrics_need_nothing_of_the_method():

@@ -14,7 +14,7 @@ from tiny_llama import TINY, lively, twin, write_gguf, write_hub
 
 import train as train_module
 from beam import NextWords, beam_search
-from e2e_data import collate, encode, encode_prompt, epoch_order, load_split, load_tokenizer, scored_tokens
+from e2e_data import Encoded, collate, encode, encode_prompt, epoch_order, load_split, load_tokenizer, scored_tokens
 from evaluate import evaluate_run, generate, newline_tokens
 from gpt2 import GPT2Config, KVCache
 from harness.door import Engine
@@ -394,6 +394,31 @@ def test_the_plain_path_and_the_fast_one_give_the_same_run(settings, tmp_path):
     runs = [settings(max_steps=4, plain=plain, out=str(tmp_path / str(plain))) for plain in (True, False)]
     plain, ours = (load_prefix(train_module.train(s) / "prefix.safetensors", TINY).rows() for s in runs)
     torch.testing.assert_close(plain, ours, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("dtype, bound", [("fp32", 1e-5), ("bf16", 0.03)])
+@pytest.mark.parametrize("mode", [*MODES, "finetune"])
+def test_losses_and_gradients_of_the_fast_path_are_the_plain_ones(mode, dtype, bound):
+    model = lively(Llama(TINY)).requires_grad_(mode == "finetune")
+    torch.manual_seed(0)
+    prefix = None if mode == "finetune" else MODES[mode](TINY, 5, mid_dim=8).attach(model)
+    learned = prefix or model
+    draw = lambda n: [*torch.randint(1, 400, (n - 1,)).tolist(), 0]
+    examples = [Encoded(draw(a) + draw(b), a) for a, b in ((30, 25), (5, 9), (17, 2), (12, 40))]
+    batch, found = collate(examples, 0), []
+    for plain in (True, False):
+        engine = Engine(plain, "cpu", dtype)
+        learned.zero_grad()
+        loss = engine.in_precision(engine.choose(summed_loss, model))(model, batch)
+        loss.backward()
+        with torch.inference_mode():
+            again = engine.in_precision(engine.choose(summed_loss, model))(model, batch)
+        assert again.item() == pytest.approx(loss.item(), rel=bound)
+        found.append((loss.item(), {name: p.grad.clone() for name, p in learned.named_parameters()}))
+    (plain_loss, expected), (ours, gradients) = found
+    assert ours == pytest.approx(plain_loss, rel=bound)
+    for name, gradient in gradients.items():
+        assert (gradient - expected[name]).norm() <= 3 * bound * expected[name].norm(), name
 
 
 def test_dropout_is_refused_and_a_gpt2_function_says_what_it_needs(settings, llama_world):
