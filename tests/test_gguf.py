@@ -313,6 +313,7 @@ def test_the_real_files_tensors_equal_what_the_gguf_package_dequantises(real):
         assert torch.equal(ours.tensor(tensor.name), expected.view(ours.shapes[tensor.name])), tensor.name
 
 
+@pytest.mark.slow
 def test_the_real_vocabularys_ids_equal_transformers(real):
     fields = gguf.GGUFReader(real).fields
     tokens = fields["tokenizer.ggml.tokens"].contents()

@@ -76,6 +76,7 @@ def test_smollm2_has_134_5_million_weights():
         assert sum(p.numel() for p in Llama(CONFIGS["smollm2"]).parameters()) == 134_515_008
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_the_real_files_logits_equal_transformers(real):
     model = load_model("smollm2").eval()

@@ -470,7 +470,7 @@ def test_a_config_is_read_under_both_names(tmp_path):
         (stated(vocab_size=None), "positive and whole"),
         (stated(vocab_size=True), "positive and whole"),
         (stated(n_head=3), "n_embd a multiple of n_head"),
-        (stated(model_type="llama"), "its model_type is 'llama', not 'gpt2'"),
+        (stated(model_type="mistral"), "its model_type is 'mistral', not 'gpt2'"),
         (stated(activation_function="relu"), "its activation_function is 'relu'"),
         (stated(layer_norm_epsilon=1e-6), "its layer_norm_epsilon is 1e-06"),
         (stated(scale_attn_by_inverse_layer_idx=True), "its scale_attn_by_inverse_layer_idx is True"),
@@ -485,6 +485,6 @@ def test_a_config_that_is_not_gpt2s_is_refused(tmp_path, content, said):
 @pytest.mark.parametrize("name", ["gpt3", "GPT2", "", "gpt2 ", "openai-community/gpt2"])
 def test_an_unknown_model_is_refused_with_a_list_of_the_known_ones(name):
     with pytest.raises(
-        InputError, match="unknown model .*: use gpt2, gpt2-medium, gpt2-large, gpt2-xl, mini, or a folder"
+        InputError, match="unknown model .*: use gpt2, gpt2-medium, gpt2-large, gpt2-xl, smollm2, mini, or a folder"
     ):
         load_config(name)
