@@ -1,4 +1,4 @@
-"""BLEU, NIST, METEOR, ROUGE-L and CIDEr, equal to the E2E challenge's reference scorer.
+"""BLEU, NIST, METEOR, ROUGE-L and CIDEr, equal to the E2E challenge's reference scorer; and TER on request.
 
     >>> scores = score(["The cat sat on a mat.", "A dog!"], [["The cat sat on the mat.", "It sat."], ["A dog barked."]])
     >>> {key: round(value, 4) for key, value in scores.items() if key != "METEOR"}
@@ -11,6 +11,8 @@ What to read next, in the order in which a text is processed:
     read.py     reads files of outputs and references
     mteval.py   tokens for BLEU and NIST       -> ngrams.py -> bleu.py, nist.py
     ptb.py      tokens for the other three     -> meteor.py, rouge.py, cider.py
+    ter.py      TER, with words of its own; WebNLG reports it, E2E does not
+    fields.py   for the opposite task: tables that a model read out of sentences
 
 Left out: the formulas. Each is in the docstring of its file.
 """
@@ -18,47 +20,69 @@ Left out: the formulas. Each is in the docstring of its file.
 import gc
 from contextlib import contextmanager
 
-from metrics import bleu, cider, meteor, mteval, ngrams, nist, ptb, rouge
+from metrics import bleu, cider, meteor, mteval, ngrams, nist, ptb, rouge, ter
 
 # Increased whenever a change alters any score of any input, so that a printed signature identifies the scorer.
 VERSION = "1.0"
 
 CORPUS_KEYS = ("BLEU", "NIST", "NIST_perl", "METEOR", "ROUGE_L", "CIDEr")
+ALL_KEYS = (*CORPUS_KEYS, "TER")
 SEGMENT_KEYS = ("BLEU", "sentBLEU", "NIST", "METEOR", "ROUGE_L", "CIDEr")  # the reference's per-segment table
 
 
-def score(hypotheses: list[str], references: list[list[str]], per_segment: bool = False) -> dict:
+def score(
+    hypotheses: list[str],
+    references: list[list[str]],
+    per_segment: bool = False,
+    names: tuple[str, ...] = CORPUS_KEYS,
+) -> dict:
     """Score system outputs against references.
 
     hypotheses: N texts, raw or tokenised, any Unicode, possibly empty.
     references: N lists of one or more texts; the lists may differ in length.
+    names: the scores to compute, from ALL_KEYS.
 
-    Returns corpus scores on the reference scorer's scale, keys CORPUS_KEYS:
+    Returns corpus scores on the reference scorer's scale, those of `names`:
         BLEU, METEOR, ROUGE_L   0..1
         NIST, NIST_perl         0 upwards (the two length penalties of metrics/nist.py)
         CIDEr                   0..10, and 0 for a single segment, which has no document frequencies
+        TER                     0 upwards, lower is better
     METEOR is absent when its tables are not installed; `unavailable()` then says why.
 
-    With per_segment=True returns {"corpus": those scores, "segments": [N dicts with SEGMENT_KEYS]}:
-    BLEU and NIST of the segment scored as a corpus of one, sentBLEU the smoothed BLEU, and for METEOR, ROUGE_L
-    and CIDEr the segment's own score.
+    With per_segment=True returns {"corpus": those scores, "segments": [N dicts with SEGMENT_KEYS, those of `names`]}:
+    BLEU and NIST of the segment scored as a corpus of one, sentBLEU the smoothed BLEU, and for METEOR, ROUGE_L,
+    CIDEr and TER the segment's own score.
 
-    Raises ValueError for no hypotheses, lists of different lengths, or a segment without references.
+    Raises ValueError for no hypotheses, lists of different lengths, a segment without references, or an unknown name.
     """
     check(hypotheses, references)
+    if unknown := set(names) - set(ALL_KEYS):
+        raise ValueError(f"no score is called {', '.join(sorted(unknown))}; there are {', '.join(ALL_KEYS)}")
+    corpus, columns = {}, {}
     with without_garbage_collector():
-        corpus, columns = score_words(hypotheses, references, per_segment)
-        hypotheses_tokens, references_tokens = ptb_tokens(hypotheses, references)
-        if not unavailable():
+        if {"BLEU", "NIST", "NIST_perl"} & set(names):
+            corpus, columns = score_words(hypotheses, references, per_segment)
+        if {"METEOR", "ROUGE_L", "CIDEr"} & set(names):
+            hypotheses_tokens, references_tokens = ptb_tokens(hypotheses, references)
+        if "METEOR" in names and not unavailable():
             corpus["METEOR"], columns["METEOR"] = meteor.meteor(
                 [" ".join(tokens) for tokens in hypotheses_tokens],
                 [[" ".join(tokens) for tokens in segment_references] for segment_references in references_tokens],
             )
-        corpus["ROUGE_L"], columns["ROUGE_L"] = rouge.rouge_l(hypotheses_tokens, references_tokens)
-        corpus["CIDEr"], columns["CIDEr"] = cider.cider(hypotheses_tokens, references_tokens)
+        if "ROUGE_L" in names:
+            corpus["ROUGE_L"], columns["ROUGE_L"] = rouge.rouge_l(hypotheses_tokens, references_tokens)
+        if "CIDEr" in names:
+            corpus["CIDEr"], columns["CIDEr"] = cider.cider(hypotheses_tokens, references_tokens)
+        if "TER" in names:
+            corpus["TER"], columns["TER"] = ter.ter(
+                [ter.tokenize(text) for text in hypotheses],
+                [[ter.tokenize(text) for text in segment_references] for segment_references in references],
+            )
+    corpus = {key: value for key, value in corpus.items() if key in names}
     if not per_segment:
         return corpus
-    return {"corpus": corpus, "segments": [dict(zip(columns, values)) for values in zip(*columns.values())]}
+    wanted = [key for key in columns if key in names or (key == "sentBLEU" and "BLEU" in names)]
+    return {"corpus": corpus, "segments": [dict(zip(wanted, row)) for row in zip(*(columns[key] for key in wanted))]}
 
 
 def unavailable() -> dict[str, str]:
@@ -67,9 +91,10 @@ def unavailable() -> dict[str, str]:
     return {} if reason is None else {"METEOR": reason}
 
 
-def signature() -> str:
-    """One line that states how the scores are computed, to print with them."""
+def signature(names: tuple[str, ...] = CORPUS_KEYS) -> str:
+    """One line that states how the scores are computed, to print with them; TER's part only if it is in `names`."""
     meteor_modules = "unavailable" if unavailable() else "1.5,en,norm,exact+stem+synonym+paraphrase"
+    ter_part = ("TER:tercom,lc,nonorm,punct",) if "TER" in names else ()
     return "|".join(
         (
             f"scorer:{VERSION}",
@@ -80,6 +105,7 @@ def signature() -> str:
             f"METEOR:{meteor_modules}",
             "ROUGE_L:beta1.2",
             "CIDEr:n4,sigma6",
+            *ter_part,
         )
     )
 
