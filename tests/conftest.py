@@ -4,6 +4,7 @@ import os
 import signal
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # transformers is only the reference; it must not download
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the programs that tests start; `one_thread` says why
 
 import pytest
 import torch

@@ -92,6 +92,7 @@ def check_report(report: dict, key: str, rounds: int, ratios: dict[str, tuple[st
 # ----------------------------------------------------------------------------- training
 
 
+@pytest.mark.slow
 def test_training_beside_the_peer_gives_the_same_losses_and_consistent_ratios(small, tmp_path):
     out = tmp_path / "deep" / "training.json"
     flags = (*"--modes finetune --dropout 0 --dtype fp32 --rounds 2 --steps 2 --warm_up 1".split(), "--out", str(out))
@@ -140,6 +141,7 @@ def test_training_alone_reports_how_cost_grows(small, tmp_path, monkeypatch, cap
     assert all(name in printed for name in ("prefix_len", "batch_size", "model"))
 
 
+@pytest.mark.slow
 def test_where_the_time_of_a_step_goes_adds_up(small, tmp_path, monkeypatch, capsys):
     out = tmp_path / "where.json"
     flags = ("--model", str(small / "model"), "--dtype", "fp32", "--steps", "3", "--warm_up", "2", "--out", str(out))
@@ -163,6 +165,7 @@ def test_where_the_time_of_a_step_goes_adds_up(small, tmp_path, monkeypatch, cap
 # ----------------------------------------------------------------------------- decoding
 
 
+@pytest.mark.slow
 def test_decoding_beside_the_peer_gives_the_same_texts_and_consistent_ratios(small, tmp_path):
     out = tmp_path / "decoding.json"
     flags = "--modes prefix --dtype fp32 --rounds 2 --sentences 7 --batch_size 3 --new_tokens 9".split()
@@ -300,6 +303,7 @@ def test_the_peer_runs_with_default_allocator_settings(side, small, tmp_path, mo
     assert called == ["ours"]
 
 
+@pytest.mark.slow
 def test_a_contender_in_its_own_process_returns_raises_and_ends():
     made = contenders.Contender(bytearray, 100_000_000, device="cpu")
     first = made.call("count", b"x")

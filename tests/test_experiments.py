@@ -262,6 +262,7 @@ def test_a_run_of_other_settings_is_not_taken_for_the_recorded_one(world, made, 
     )
 
 
+@pytest.mark.slow
 def test_a_grid_stopped_in_a_run_continues_it_and_ends_with_the_same_results(
     world, tmp_path, no_report, monkeypatch, capsys
 ):
@@ -315,6 +316,7 @@ reproduce.main(sys.argv[2:])
 """
 
 
+@pytest.mark.slow
 def test_a_grid_that_was_killed_keeps_its_finished_runs_and_continues(world, tmp_path, no_report):
     write_rates(tmp_path)
     own = arguments(world, tmp_path, "--seeds", "1", "--only", "prefix1", "infix1")
@@ -419,6 +421,7 @@ def test_the_search_extends_the_end_that_has_the_best_rate(best, first, end):
     assert sorted(search.climb(lambda lr: abs(lr - best))) == list(search.LADDER[first:end])
 
 
+@pytest.mark.slow
 def test_the_search_takes_the_rate_with_the_lowest_validation_loss_and_continues_where_it_stopped(
     world, tmp_path, monkeypatch
 ):
@@ -584,6 +587,7 @@ for i in range(40):
 """
 
 
+@pytest.mark.slow
 def test_two_processes_that_share_a_folder_lose_no_row(tmp_path):
     command = [sys.executable, "-c", RECORD_MANY, str(ROOT), str(tmp_path)]
     both = [subprocess.Popen([*command, name], stderr=subprocess.PIPE) for name in "ab"]

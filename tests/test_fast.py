@@ -184,6 +184,7 @@ def column(path: Path, name: str) -> list[float]:
         return [float(row[name]) for row in csv.DictReader(file)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["prefix", "finetune"])
 def test_the_plain_path_trains_and_decodes_mini_from_the_command_line_to_the_same_losses(tmp_path, mode):
     """fp32, without dropout, which draws other noise on each path. No module of fast/ is loaded with --plain."""
@@ -194,7 +195,11 @@ def test_the_plain_path_trains_and_decodes_mini_from_the_command_line_to_the_sam
         program = (
             "import sys, train; train.main(sys.argv[1:]); print('loaded', [m for m in sys.modules if m[:4] == 'fast'])"
         )
-        environment = {"METEOR_DATA": str(tmp_path / "none"), "PATH": ""}  # its tables take long to load
+        environment = {
+            "METEOR_DATA": str(tmp_path / "none"),
+            "PATH": "",
+            "OMP_NUM_THREADS": "1",
+        }  # no METEOR: it is slow
         done = subprocess.run(
             [sys.executable, "-c", program, *flags],
             cwd=ROOT,

@@ -47,6 +47,7 @@ def test_logits_equal_transformers_for_every_published_architecture(name, tmp_pa
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
 
 
+@pytest.mark.slow
 def test_logits_equal_transformers_at_124_million_parameters(tmp_path, reference_gpt2):
     folder = save(GPT2(CONFIGS["gpt2"]).init_weights(5), tmp_path / "gpt2")
     tokens = torch.randint(0, 50257, (2, 50), generator=torch.Generator().manual_seed(0))

@@ -478,6 +478,7 @@ WORDS = [*WORDS.split(), "1990's", "", "\u00a0"]
 LINES = st.lists(st.sampled_from(WORDS), max_size=12).map(" ".join)
 
 
+@pytest.mark.slow
 @needs_tables
 @settings(deadline=None, max_examples=150)
 @given(st.one_of(st.text(), LINES), st.lists(st.one_of(st.text(), LINES), min_size=1, max_size=3))

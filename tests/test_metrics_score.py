@@ -201,6 +201,7 @@ def test_lone_surrogates_do_not_raise(text):
     metrics.score([text + "\ud800"], [["\udfff" + text]])
 
 
+@pytest.mark.slow
 @given(TEXTS, TEXTS)
 @settings(deadline=None, max_examples=200)
 def test_a_reference_repeated_as_hypothesis_wins(reference, other):

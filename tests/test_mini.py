@@ -16,12 +16,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-import metrics
-from e2e_data import group_references, load_split, load_tokenizer
-from evaluate import decode_with, generate
+from e2e_data import load_split, load_tokenizer
 from harness import download
 from harness.files import InputError
-from harness.runs import load_run
 from harness.settings import Settings
 from prefix import load_prefix
 from weights import load_config, load_gpt2
@@ -129,6 +126,8 @@ class Fresh(NamedTuple):
 def quick_start(folder: Path, *more: str, **variables: str) -> Fresh:
     """Copy the repository without the files that runs leave, and run the README's quick start there, guarded.
 
+    The whole of it, with its time, memory and BLEU, is a benchmark: benchmarks/quick_start.py.
+
     more, variables  further flags, and environment variables
     """
     clone = folder / "clone"
@@ -171,10 +170,12 @@ def assert_isolated(fresh: Fresh) -> None:
     assert not [path for path in others if path.exists() and path.is_file()], others
 
 
+@pytest.mark.slow
 def test_the_quick_start_needs_no_network_and_reads_no_file_outside_the_repository(short):
     assert_isolated(short)
 
 
+@pytest.mark.slow
 def test_the_quick_start_writes_its_files_and_prints_sentences_and_scores(short):
     files = "settings.json log.csv valid.csv prefix.safetensors summary.json outputs.txt scores.json evaluation.json"
     assert {path.name for path in short.run.iterdir()} == set(files.split())
@@ -183,6 +184,7 @@ def test_the_quick_start_writes_its_files_and_prints_sentences_and_scores(short)
     assert re.search(r"this run: \S+ +\d", short.printed) and short.printed.count("  output ") == 3
 
 
+@pytest.mark.slow
 def test_the_saved_prefix_has_the_announced_size_and_a_fresh_process_writes_the_same_sentences(short):
     run, config = short.run, load_config("mini")
     prefix = load_prefix(run / "prefix.safetensors", config)
@@ -192,32 +194,6 @@ def test_the_saved_prefix_has_the_announced_size_and_a_fresh_process_writes_the_
     before = (run / "outputs.txt").read_text()
     assert "  output " in short.python("evaluate.py", "--run", str(run))  # as many threads, so the same roundings
     assert (run / "outputs.txt").read_text() == before
-
-
-PREFIX_BLEU_AT_LEAST = 0.30  # measured: 0.468 with the default seed; 0.443, 0.492, 0.446 and 0.511 with seeds 1 to 4
-UNTUNED_BLEU_BELOW = 0.05  # measured: 0.000
-
-
-@pytest.mark.slow
-def test_the_whole_quick_start_reaches_its_bleu(tmp_path):
-    """One training: the loss halves, BLEU is far above that of mini without a prefix, and the sentence has the name.
-
-    METEOR is computed too: its tables are read and prepared without a network.
-    """
-    done = quick_start(tmp_path)
-    assert_isolated(done)
-    losses = [float(loss) for loss in re.findall(r"^step .* loss (\S+)", done.printed, re.M)]
-    assert losses[-1] < 0.5 * losses[0]
-    assert re.search(r"this run: \S+ +\d", done.printed) and done.printed.count("  output ") == 3
-    assert json.loads((done.run / "scores.json").read_text())["BLEU"] > PREFIX_BLEU_AT_LEAST
-
-    settings, _ = load_run(done.run)
-    untuned = settings.engine.to_device_and_freeze(load_gpt2("mini").requires_grad_(False)).eval()
-    groups = group_references(load_split("mini", "test"))
-    outputs = decode_with(settings.engine, untuned, load_tokenizer("mini"), list(groups), **settings.search)
-    assert metrics.score(outputs, list(groups.values()))["BLEU"] < UNTUNED_BLEU_BELOW
-
-    assert "Silver Fig" in generate(done.run, "name : Silver Fig | Type : pub | food : Thai | area : riverside")
 
 
 # ----------------------------------------------------------------------------- the name, and no network

@@ -506,6 +506,7 @@ pretrain.main({argv!r})
 """
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_the_program_with_a_sentence(corpus, tmp_path):
     code = NO_ROOM.format(root=str(ROOT), argv=command(corpus, tmp_path / "run"))
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

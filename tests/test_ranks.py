@@ -114,6 +114,7 @@ def assert_same_evaluation(one: Path, two: Path, ending: str = "") -> None:
 # ----------------------------------------------------------------------------- the same as one process
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_losses_the_prefix_and_the_sentences_of_one(flags, tmp_path):
     train.main(flags("one", "--no_eval"))
     status, printed = torchrun(ROOT / "train.py", *flags("two"))
@@ -136,6 +137,7 @@ def test_two_processes_give_the_losses_the_prefix_and_the_sentences_of_one(flags
     assert [summary["machine"].get("processes") for summary in summaries] == [None, "2"]
 
 
+@pytest.mark.slow
 def test_shards_collectives_noise_and_fine_tuning_of_two_ranks(world, data, tmp_path):
     """And an error at one rank ends both."""
     _, printed = torchrun(ROOT / "tests" / "two_ranks.py", world, data, tmp_path)
@@ -172,6 +174,7 @@ def kill_in_step(patch, step: int) -> None:
     patch.setattr(train, "update", until_killed)
 
 
+@pytest.mark.slow
 def test_a_run_killed_as_one_process_killed_as_two_and_ended_by_one_is_the_same_run(flags, tmp_path):
     train.main(flags("whole", "--no_eval"))
     with pytest.MonkeyPatch.context() as patch:
@@ -190,6 +193,7 @@ def test_a_run_killed_as_one_process_killed_as_two_and_ended_by_one_is_the_same_
     assert_same_run(tmp_path / "whole", parts)
 
 
+@pytest.mark.slow
 def test_bad_input_is_said_once_and_both_processes_leave_with_its_status(flags, tmp_path):
     with open(tmp_path / "data" / "src1_train.txt", "a", encoding="utf-8") as file:
         file.write("no bars\n")
@@ -200,6 +204,7 @@ def test_bad_input_is_said_once_and_both_processes_leave_with_its_status(flags, 
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_full_disk_at_the_rank_that_writes_ends_both(flags, tmp_path):
     _, printed = torchrun(ACCIDENT, ROOT / "train.py", *flags("run"), LIMIT=20000)
     assert statuses(printed) == [2, 2], printed

@@ -55,6 +55,7 @@ def column(path: Path, name: str) -> list[float]:
         return [float(row[name]) for row in csv.DictReader(file)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("run, plain", RUNS)
 def test_losses_and_gradient_norms_are_those_of_the_revision(world, tmp_path, run, plain):
     """fp32: 1e-5 on the fast path. In bf16 another CPU orders sums otherwise, and the plain path rounds no logits."""

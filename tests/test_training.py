@@ -218,6 +218,7 @@ def test_killed_at_arbitrary_steps_and_resumed_gives_the_same_bits(settings, tmp
     assert not (tmp_path / "killed" / "checkpoint.pt").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_a_process_stopped_by_a_signal_resumes_to_the_same_bits(world, tmp_path, number):
     command = [
@@ -422,6 +423,7 @@ threading.Thread(target=print).start()  # with a second thread the C library has
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have no mallopt")
 @pytest.mark.parametrize("before", ["", LIMITED], ids=["plain", "where addresses are limited"])
 def test_freed_memory_is_kept_for_the_next_allocation(before):
@@ -450,6 +452,7 @@ def large_pages() -> bool:
     return (folder / "hpage_pmd_size").read_text().strip() == str(2**21)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not large_pages(), reason="no large pages here")
 def test_what_is_allocated_lies_in_large_pages_and_what_is_not_written_takes_no_memory():
     code = """
@@ -625,6 +628,7 @@ def test_what_is_loaded_afresh_decodes_as_the_training_process_did(settings, wor
     assert (folder / "outputs-valid.txt").read_text().splitlines()[0] == sample
 
 
+@pytest.mark.slow
 def test_evaluation_ranks_the_trained_above_the_untrained(settings, tmp_path, world):
     scores = {}
     for steps in (1, 240):
