@@ -21,6 +21,7 @@ hides it from the later ones. Left out: sampling, and any hypothesis but the bes
 Shapes: B prompts still searched, K beams, R = B * K rows, V vocabulary, S keys, T longest prompt, W = 2 K words.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -129,39 +130,43 @@ def beam_search(
     prompts: list[list[int]],
     end: int,
     beam_size: int = 5,
-    max_new_tokens: int = 100,
+    max_new_tokens: int | list[int] = 100,
     length_norm: str = "total",
     banned: tuple[int, ...] = (),
     next_words: type = NextWords,
+    prompt_len: Callable[[list[int]], int] = len,
 ) -> list[list[int]]:
     """The best continuation found for each prompt, as token ids without the end token.
 
     model       called as GPT2.forward is: (tokens, cache, positions, mask) -> logits
     end         the token that ends a text
+    max_new_tokens   the longest text: for all prompts, or one number a prompt
     banned      tokens never produced
     next_words  NextWords, or a class with the same two methods
+    prompt_len  the length of a prompt for length_norm "total"; tasks.py does not count a task's token
     Raises ValueError for an empty prompt, no beams, an unknown length_norm, or a vocabulary smaller than 2 K words.
     """
     K = beam_size
-    if not all(prompts) or K < 1 or max_new_tokens < 1 or length_norm not in LENGTH_NORMS:
+    limits = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else max_new_tokens
+    if not all(prompts) or K < 1 or min(limits, default=1) < 1 or length_norm not in LENGTH_NORMS:
         raise ValueError(
             f"beam search needs non-empty prompts, at least one beam and one token, and a length_norm of {LENGTH_NORMS}"
         )
     if not prompts:
         return []
     results: list[list[int]] = [[] for _ in prompts]
-    active = [Search(i, len(prompt), [[]]) for i, prompt in enumerate(prompts)]
+    active = [Search(i, prompt_len(prompt), [[]]) for i, prompt in enumerate(prompts)]
     # 2 K candidates a prompt, since up to K of them may end. The best 2 K are among the best 2 K words of each beam.
     reader = next_words(model, 2 * K, banned, pad=end)
     log_p, words = reader.of_prompts(prompts)  # each [B, 2 K]
     scores = torch.zeros(len(prompts), 1, device=log_p.device)  # [B, beams]: one at first, then K
-    for n in range(1, max_new_tokens + 1):
+    for n in range(1, max(limits) + 1):
         totals = (scores.view(-1, 1) + log_p).view(len(active), -1)  # [B, beams * 2 K]
         best, order = totals.topk(2 * K)  # [B, 2 K], best first
         tokens = words.view(len(active), -1).gather(1, order)  # [B, 2 K]
         kept = []  # of each prompt, the K hypotheses that survive
         for search, *row in zip(active, best.tolist(), (order // (2 * K)).tolist(), tokens.tolist()):
-            survivors = search.advance(zip(*row), n, n == max_new_tokens, end, K, length_norm)
+            survivors = search.advance(zip(*row), n, n == limits[search.index], end, K, length_norm)
             kept.append(survivors)
             if not survivors:
                 results[search.index] = search.ended[0][1]

@@ -69,9 +69,9 @@ class Example(NamedTuple):
 class LocatedExample(Example):
     """An example that remembers its file and line, for error messages."""
 
-    def __new__(cls, source: str, target: str, path: Path, line: int):
+    def __new__(cls, source: str, target: str, where: str):
         example = super().__new__(cls, source, target)
-        example.where = f"{path}, line {line}"
+        example.where = where
         return example
 
 
@@ -133,7 +133,7 @@ def read_lines(path: Path) -> Iterator[Example]:
             raise InputError(
                 f"{path}, line {number}: nothing {side} '||': {shorten(line)}; complete the line or delete it"
             )
-        yield LocatedExample(source, target, path, number)
+        yield LocatedExample(source, target, f"{path}, line {number}")
 
 
 def read_csv(path: Path) -> Iterator[Example]:
@@ -159,7 +159,8 @@ def read_csv(path: Path) -> Iterator[Example]:
                     f"{path}, line {reader.line_num}: the column ref is empty; complete the row or delete it"
                 )
             try:
-                yield LocatedExample(linearise(fields["mr"]), fields["ref"], path, reader.line_num)
+                where = f"{path}, line {reader.line_num}"
+                yield LocatedExample(linearise(fields["mr"]), fields["ref"], where)
             except ValueError as error:
                 raise InputError(f"{path}, line {reader.line_num}: {error}") from None
     except csv.Error as error:
@@ -183,6 +184,11 @@ def linearise(table: str) -> str:
     found.sort(key=lambda pair: order.index(pair[0]) if pair[0] in FIELDS else len(order))  # a stable sort
     spaced = {"priceRange": lambda price: re.sub(r"(?<=\d)-(?=\d)", " - ", re.sub(r"£(?=\d)", "£ ", price))}
     return " | ".join(f"{FIELDS.get(name, name)} : {spaced.get(name, str)(value)}" for name, value in found)
+
+
+def swapped(example: Example) -> Example:
+    """The reverse task's example: the sentence is read, the table written."""
+    return LocatedExample(example.target.strip(), example.source, getattr(example, "where", "an example"))
 
 
 def shorten(text: str, length: int = 60) -> str:
@@ -287,18 +293,25 @@ class Encoded(NamedTuple):
 
 
 def encode(
-    tokenizer: tiktoken.Encoding, examples: list[Example], room: int, score_separator: bool = False
+    tokenizer: tiktoken.Encoding,
+    examples: list[Example],
+    room: int,
+    score_separator: bool = False,
+    skip_long: bool = False,
 ) -> list[Encoded]:
     """Encode all examples once.
 
     room             tokens that fit: the model's positions minus the prefix
     score_separator  count the separator in the loss too (the poster's variant)
-    Raises InputError, naming the example, when one does not fit.
+    skip_long        leave out examples that do not fit
+    Raises InputError, naming the example, when one does not fit, or when none is left.
     """
     encoded = []
     for number, example in enumerate(examples, start=1):
         prompt = encode_prompt(tokenizer, example.source)
         ids = prompt + encode_target(tokenizer, example.target)
+        if len(ids) > room and skip_long:
+            continue
         if len(ids) > room:
             where = getattr(example, "where", f"example {number}")
             raise InputError(
@@ -306,6 +319,8 @@ def encode(
                 f" {shorten(example.source)}; shorten it, or choose a smaller --prefix_len"
             )
         encoded.append(Encoded(ids, len(prompt) - score_separator))
+    if examples and not encoded:
+        raise InputError(f"none of the {len(examples)} examples fits into {room} positions: choose a larger model")
     return encoded
 
 

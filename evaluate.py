@@ -3,13 +3,13 @@
     python evaluate.py --run runs/gpt2-prefix5                    decode and score a run's test set
     python evaluate.py --run runs/gpt2-prefix5 --table "name : Blue Spice | area : riverside"      one sentence
     python evaluate.py --hyp outputs.txt --ref src1_test.txt      score any outputs against any references
+    python evaluate.py --shelf shelves/mine --text "<|e2e|> name : Blue Spice | area : riverside"      call a task
 
 Each distinct table is decoded once and scored against all of its reference sentences. The generated text is unchanged
 except for white space: each run becomes one space, and the ends are stripped.
 """
 
 import argparse
-import hashlib
 import sys
 import time
 from pathlib import Path
@@ -18,32 +18,19 @@ import tiktoken
 
 import metrics
 from beam import NextWords, beam_search
-from e2e_data import encode_prompt, find_split, group_references, linearise, load_split, load_tokenizer
+from e2e_data import encode_prompt, linearise, load_tokenizer
 from gpt2 import GPT2
 from harness import ranks
 from harness.door import Engine, set_allocator
 from harness.files import InputError, exit_on_input_error, write_atomic
 from harness.machine import describe_machine
+from harness.report import print_table, published_for
 from harness.runs import check_context, load_run, load_settings, to_json, write_json
-from harness.settings import SEARCH, add_flags
+from harness.settings import SEARCH, Settings, add_flags
+from harness.shelves import describe, load_shelf
+from harness.tables import answer_file
 from metrics import read
-
-# Scores that others report on E2E's test set, with the paper's tokenised references. The paper's NIST is that of the
-# scorer's Python variant, the poster's that of the Perl one (metrics/nist.py).
-PAPER = ("BLEU", "NIST", "METEOR", "ROUGE_L", "CIDEr")
-POSTER = ("BLEU", "NIST_perl", "METEOR", "ROUGE_L", "CIDEr")
-PUBLISHED = {
-    "GPT-2 medium, fine-tune (Li & Liang 2021)": dict(zip(PAPER, (68.8, 8.71, 46.1, 71.1, 2.43))),
-    "GPT-2 medium, prefix 0.1 % (Li & Liang 2021)": dict(zip(PAPER, (70.3, 8.82, 46.3, 72.1, 2.46))),
-    "GPT-2 large, prefix (Li & Liang 2021)": dict(zip(PAPER, (70.3, 8.85, 46.2, 71.7, 2.47))),
-    "previous best (Shen et al. 2019)": dict(zip(PAPER, (68.6, 8.70, 45.3, 70.8, 2.37))),
-    "poster, prefix 0.1 %": dict(zip(POSTER, (68.5, 8.71, 44.3, 70.4, 2.34))),
-    "poster, fine-tune": dict(zip(POSTER, (70.3, 8.94, 46.2, 72.2, 2.47))),
-}
-E2E_REFERENCES = "ec54a9ebca59cd3403c7dddb170771920ff3e93dce66922c761726677c2871a1"  # fingerprint of these references
-COLUMNS = ("BLEU", "NIST", "NIST_perl", "METEOR", "ROUGE_L", "CIDEr")
-PERCENT = ("BLEU", "METEOR", "ROUGE_L")  # papers print these times 100
-
+from tasks import Shelf, split_request
 
 # ----------------------------------------------------------------------------- decoding
 
@@ -65,28 +52,33 @@ def decode(
     sources: list[str],
     beam_size: int = 5,
     length_norm: str = "total",
-    max_new_tokens: int = 100,
+    max_new_tokens: int | list[int] = 100,
     batch_size: int = 64,
     next_words: type = NextWords,
     show: bool = False,
+    shelf: Shelf | None = None,
 ) -> list[str]:
     """A sentence for each source, in the order of the sources, by beam search in batches of similar length.
 
+    max_new_tokens  as in beam_search, one number or one a source
     batch_size    tables at a time. On two CPU cores, 64 took a tenth less time than 32 and a quarter less than 16
     next_words    as in beam_search
     show          print progress on a terminal
+    shelf         attached to the model: a source may begin with a task's token
     Of several ranks each decodes every N-th batch, and receives all sentences.
     """
-    prompts = [encode_prompt(tokenizer, source) for source in sources]
+    encode = encode_prompt if shelf is None else shelf.encode_prompt
+    prompts = [encode(tokenizer, source) for source in sources]
+    prompt_len = len if shelf is None else shelf.prompt_len
     banned, end = newline_tokens(tokenizer), tokenizer.eot_token
+    limits = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else max_new_tokens
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))  # the largest batch first: it sizes the memory
     texts = [""] * len(prompts)
     began = time.monotonic()
     for start in ranks.shard(range(0, len(order), batch_size)):
         batch = order[start : start + batch_size]
-        found = beam_search(
-            model, [prompts[i] for i in batch], end, beam_size, max_new_tokens, length_norm, banned, next_words
-        )
+        given, longest = [prompts[i] for i in batch], [limits[i] for i in batch]
+        found = beam_search(model, given, end, beam_size, longest, length_norm, banned, next_words, prompt_len)
         for i, ids in zip(batch, found):
             texts[i] = decode_ids(tokenizer, ids)
         if show and sys.stderr.isatty():
@@ -119,53 +111,87 @@ def evaluate_run(folder: str | Path, batch_size: int = 64, split: str = "test", 
     own = load_settings(folder)
     settings, model = load_run(folder, **changes)
     tokenizer = load_tokenizer(settings.model, settings.weights)
-    groups = group_references(load_split(settings.data, split))
-    limits = settings.prefix_len, settings.beam_size, settings.max_new_tokens
-    check_context(model.config, tokenizer, list(groups), *limits)
+    tests = settings.dataset.tests(split)
+    limits = settings.prefix_len, settings.beam_size, settings.max_new_tokens, settings.skip_long
+    options = settings.search | {"max_new_tokens": check_context(model.config, tokenizer, tests.sources, *limits)}
     began = time.monotonic()
-    outputs = decode_with(
-        settings.engine, model, tokenizer, list(groups), **settings.search, batch_size=batch_size, show=True
-    )
+    outputs = decode_with(settings.engine, model, tokenizer, tests.sources, **options, batch_size=batch_size, show=True)
     seconds = time.monotonic() - began
-    scores = ranks.on_rank_0(metrics.score, outputs, list(groups.values()))  # takes seconds: not worth sharding
+    rows = ranks.on_rank_0(settings.dataset.score, outputs, tests)  # takes seconds: not worth sharding
+    scores = rows if len(rows) > 1 else rows["all"]
     if ranks.rank() > 0:
         return scores
 
     other = [f"{name}_{value}" for name, value in settings.search.items() if value != getattr(own, name)]
     ending = "-".join(["", *([] if split == "test" else [split]), *other])
-    references = {None: "the paper's tokenised files", "mini": "the sample tables' own"}.get(settings.data)
-    if references is None:
-        references = str(find_split(Path(settings.data), split))
     with write_atomic(folder / f"outputs{ending}.txt") as file:
         file.writelines(text + "\n" for text in outputs)
     write_json(folder / f"scores{ending}.json", scores)
-    evaluation = {"tables": len(outputs), "references": references, **settings.search, "batch_size": batch_size}
+    evaluation = {"tables": len(outputs), "references": tests.described, **settings.search, "batch_size": batch_size}
     evaluation |= {"decoding_seconds": round(seconds, 1), "machine": describe_machine(settings.device, settings.dtype)}
-    write_json(folder / f"evaluation{ending}.json", evaluation | {"signature": metrics.signature()})
+    write_json(folder / f"evaluation{ending}.json", evaluation | {"signature": settings.dataset.signature()})
     print(
         f"{len(outputs)} tables decoded in {seconds:.0f} s"
         f" (beam {settings.beam_size}, length_norm {settings.length_norm})"
     )
-    print_table({f"this run: {folder.name}": scores}, references, published_for(list(groups.values())))
-    for (source, targets), output in list(zip(groups.items(), outputs))[:3]:
+    named = {f"this run: {folder.name}" + (f", {name}" if len(rows) > 1 else ""): rows[name] for name in rows}
+    print_table(named, tests.described, published_for(tests.references), settings.dataset.signature())
+    for source, targets, output in list(zip(tests.sources, tests.references, outputs))[:3]:
         print(f"\n  table      {source}\n  reference  {targets[0]}\n  output     {output}")
     return scores
 
 
+# ----------------------------------------------------------------------------- requests
+
+
+class Writer:
+    """Answers single requests: a run's model, or GPT-2 with a shelf of tasks.
+
+    Raises InputError, when it is asked, for a request that the model cannot read.
+    """
+
+    def __init__(self, settings: Settings, model: GPT2, shelf: Shelf | None = None):
+        self.settings, self.model, self.shelf = settings, model, shelf
+        self.tokenizer = load_tokenizer(settings.model, settings.weights)
+
+    def prepare(self, request: str) -> str:
+        """The request as the model reads it, checked: `name[Blue Spice], area[riverside]` is linearised."""
+        task, source = (None, request) if self.shelf is None else split_request(request)
+        if not source.strip():
+            raise InputError(f"the table is empty: {EMPTY}")
+        try:
+            source = linearise(source) if "[" in source else source
+        except ValueError as error:
+            if self.shelf is None and not self.settings.reverse:
+                raise InputError(f"the table: {error}") from None
+        self.limit(source, task)
+        return source if task is None else f"<|{task}|> {source}"
+
+    def limit(self, source: str, task: str | None) -> int:
+        """The tokens that the text may have."""
+        s, P = self.settings, self.settings.prefix_len
+        if self.shelf is not None:
+            P = self.shelf.prefix(task).prefix_len if task is not None else 0
+        return check_context(
+            self.model.config, self.tokenizer, [source], P, s.beam_size, s.max_new_tokens, s.skip_long
+        )[0]
+
+    def __call__(self, requests: list[str]) -> list[str]:
+        """The texts for requests that are prepared."""
+        tasks = [(None, request) if self.shelf is None else split_request(request) for request in requests]
+        options = self.settings.search | {"max_new_tokens": [self.limit(source, task) for task, source in tasks]}
+        return decode_with(self.settings.engine, self.model, self.tokenizer, requests, shelf=self.shelf, **options)
+
+
+def writer_of(run: str | None = None, shelf: str | None = None, **changes) -> Writer:
+    """The writer of a run's folder, or of a shelf's."""
+    return Writer(*(load_run(run, **changes) if run is not None else load_shelf(shelf, **changes)))
+
+
 def generate(folder: str | Path, table: str, **changes) -> str:
     """A run's sentence for one table: `name : Blue Spice | area : riverside` or `name[Blue Spice], area[riverside]`."""
-    if not table.strip():
-        raise InputError("--table is empty: name some fields, e.g. 'name : Blue Spice | area : riverside'")
-    settings, model = load_run(folder, **changes)
-    tokenizer = load_tokenizer(settings.model, settings.weights)
-    if "[" in table:
-        try:
-            table = linearise(table)
-        except ValueError as error:
-            raise InputError(f"--table: {error}") from None
-    limits = settings.prefix_len, settings.beam_size, settings.max_new_tokens
-    check_context(model.config, tokenizer, [table], *limits)
-    return decode_with(settings.engine, model, tokenizer, [table], **settings.search)[0]
+    writer = writer_of(run=folder, **changes)
+    return writer([writer.prepare(table)])[0]
 
 
 # ----------------------------------------------------------------------------- scoring
@@ -200,57 +226,38 @@ def score_files(
     return result["corpus"]
 
 
-def published_for(references: list[list[str]]) -> dict[str, dict[str, float]]:
-    """The rows of PUBLISHED if these are the references that they were scored against, else none."""
-    text = "\n\n".join("\n".join(sentence.strip() for sentence in group) for group in references)
-    return PUBLISHED if hashlib.sha256(text.encode()).hexdigest() == E2E_REFERENCES else {}
-
-
-def print_table(rows: dict[str, dict[str, float]], references: str, published: dict[str, dict[str, float]]) -> None:
-    """Our rows, then the published ones. A score that could not be computed is a dash, with the reason below."""
-    width = max(len(name) for name in (*rows, *published))
-    print("\n" + " " * width + "".join(f"{column:>11}" for column in COLUMNS))
-    for name, scores in rows.items():
-        scaled = {key: 100 * value if key in PERCENT else value for key, value in scores.items()}
-        print(format_row(name, scaled, width, digits=2))
-    for name, scores in published.items():
-        print(format_row(name, scores, width, digits=None))
-    note = "; the published rows: E2E's test set, the paper's tokenised references" if published else ""
-    print(f"\nreferences: {references}{note}")
-    print(f"signature: {metrics.signature()}")
-    for name, reason in metrics.unavailable().items():
-        print(f"{name} is not available: {reason}")
-
-
-def format_row(name: str, scores: dict[str, float], width: int, digits: int | None) -> str:
-    """One line of the table; published numbers keep their digits."""
-    cells = []
-    for column in COLUMNS:
-        value = scores.get(column)
-        places = digits if digits is not None else (1 if column in PERCENT else 2)
-        cells.append(f"{'-':>11}" if value is None else f"{value:>11.{places}f}")
-    return f"{name:<{width}}" + "".join(cells)
-
-
 # ----------------------------------------------------------------------------- the command line
 
-OWN, HERE = (*SEARCH, "model", "weights", "data"), ("device", "dtype", "plain")
+EMPTY = "name some fields, e.g. 'name : Blue Spice | area : riverside'"
+ONE, HERE = (*SEARCH, "model", "weights"), ("device", "dtype", "plain")
+OWN = (*ONE, "data")
 # What can be asked for, and the flags that have an effect on it.
 USES = {
     ("run",): ("split", "batch_size", *OWN, *HERE),
-    ("run", "table"): (*(name for name in OWN if name != "data"), *HERE),
+    ("run", "table"): (*ONE, *HERE),
+    ("run", "tables"): ("out", "batch_size", *ONE, *HERE),
+    ("shelf",): (),
+    ("shelf", "text"): (*ONE, *HERE),
+    ("shelf", "tables"): ("out", "batch_size", *ONE, *HERE),
     ("hyp", "ref"): ("src", "segments", "scores"),
 }
 
 
 def check_flags(given: dict) -> tuple[str, ...]:
     """Which of USES is asked for. Raises InputError when it is none, or for a flag without effect on it."""
-    asked = tuple(name for name in ("run", "table", "hyp", "ref") if name in given)
+    asked = tuple(name for name in ("run", "shelf", "table", "text", "tables", "hyp", "ref") if name in given)
     if asked not in USES:
-        raise InputError("give either --run FOLDER and how to decode it, or --hyp FILE and --ref FILE")
+        raise InputError(
+            "give --run FOLDER and how to decode it, --shelf FOLDER and what to ask, or --hyp FILE and --ref FILE"
+        )
+    if "tables" in given and "out" not in given:
+        raise InputError("--tables needs --out FILE, or --out - for standard output")
     for name in given:
         if name not in (*asked, *USES[asked]):
             raise InputError(f"--{name} has no effect with {' and '.join(f'--{a}' for a in asked)}: leave it out")
+    for name in ("table", "text"):
+        if not given.get(name, name).strip():
+            raise InputError(f"--{name} is empty: {EMPTY}")
     if given.get("batch_size", 1) < 1:
         raise InputError(f"--batch_size {given['batch_size']}: must be at least 1")
     return asked
@@ -272,6 +279,11 @@ def main(argv: list[str] | None = None) -> None:
     run.add_argument("--batch_size", type=int, help="tables decoded at a time (default: 64)")
     add_flags(run, OWN, default="the run's own")
     add_flags(run, HERE)
+    shelf = parser.add_argument_group("ask a shelf of tasks (or a run)")
+    shelf.add_argument("--shelf", help="a folder that train.py --task wrote; alone: list its tasks")
+    shelf.add_argument("--text", help="one request: '<|e2e|> name : Blue Spice | area : riverside'")
+    shelf.add_argument("--tables", help="a file of requests, one a line, or CSV with a column mr; -: standard input")
+    shelf.add_argument("--out", help="where the texts go, one a line; -: standard output")
     score = parser.add_argument_group("score outputs")
     score.add_argument("--hyp", type=Path, help="outputs: one a line, or CSV or TSV")
     score.add_argument("--ref", type=Path, help="references: blocks between blank lines, source||target, CSV or TSV")
@@ -283,8 +295,18 @@ def main(argv: list[str] | None = None) -> None:
     set_allocator(given.get("plain", False))
     if asked == ("run",):
         evaluate_run(given.pop("run"), **given)
-    elif asked == ("run", "table"):
-        print(generate(given.pop("run"), given.pop("table"), **given))
+    elif asked == ("shelf",):
+        print(describe(given["shelf"]))
+    elif "tables" in asked:
+        tables, out, batch_size = given.pop("tables"), given.pop("out"), given.pop("batch_size", 64)
+        if ranks.size() > 1:
+            raise InputError("--tables runs in one process: start it without torchrun")
+        writer = writer_of(**given)
+        answer_file(tables, out, writer.prepare, writer, batch_size)
+    elif asked in (("run", "table"), ("shelf", "text")):
+        request = given.pop("table" if "table" in asked else "text")
+        writer = writer_of(**given)
+        print(writer([writer.prepare(request)])[0])
     else:
         ranks.on_rank_0(lambda: score_files(**given))
 

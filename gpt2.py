@@ -10,8 +10,8 @@ The model reads token ids t_1 .. t_T and gives, at each position, the logits of 
     Attention:  head_h = softmax(q_h k_h^T / sqrt(D) + causal mask) v_h,   heads concatenated, times c_proj
     MLP:        gelu(x c_fc) c_proj
 
-Two hooks are not in a plain GPT-2: one on the keys and values of each layer (`Attention.kv_hook`), one on the positions
-and the mask of a forward pass (`GPT2.input_hook`). The model knows nothing of prefixes; prefix.py uses the hooks.
+Two hooks are not in a plain GPT-2: one on the keys and values of each layer (`Attention.kv_hook`), one on the tokens,
+positions and mask of a forward pass (`GPT2.input_hook`). The model knows nothing of prefixes; prefix.py uses the hooks.
 
 Parameter names and shapes are those of the published checkpoints, so weights.py copies them key by key. Left out:
 whatever only pretraining at scale needs.
@@ -76,6 +76,7 @@ class KVCache:
     """The keys and values of the tokens read so far, so that the next token need not read them again."""
 
     layers: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # k and v of each layer, each [B, H, length, D]
+    rows: Tensor | None = None  # [B, ..], what a hook remembers of each row; it moves with the row
 
     @property
     def length(self) -> int:
@@ -94,6 +95,7 @@ class KVCache:
     def select(self, rows: Tensor) -> None:
         """Keep these rows of the batch in this order, repeats allowed: [B] -> [len(rows)]."""
         self.layers = [(k[rows], v[rows]) for k, v in self.layers]
+        self.rows = None if self.rows is None else self.rows[rows]
 
 
 class Projection(nn.Module):
@@ -195,7 +197,7 @@ class GPT2(nn.Module):
         self.h = nn.ModuleList(Block(config, layer, dropout) for layer in range(config.n_layer))
         self.ln_f = nn.LayerNorm(config.n_embd, eps=1e-5)
         self.dropout = nn.Dropout(dropout)
-        # Called before each pass with (tokens, cache, positions, mask); returns the positions and the mask to use.
+        # Called before each pass with (tokens, cache, positions, mask); returns the tokens, positions and mask to use.
         self.input_hook: Callable | None = None
 
     def forward(
@@ -214,23 +216,23 @@ class GPT2(nn.Module):
                    the right needs no mask: the tokens before it do not see it
         Raises ValueError when the tokens do not fit into the context, IndexError for given positions outside of it.
         """
-        positions, mask = self.positions_and_mask(tokens, cache, positions, mask)
+        tokens, positions, mask = self.inputs(tokens, cache, positions, mask)
         x = self.dropout(self.wte(tokens) + self.wpe(positions))  # [B, T, C]
         return self.logits(self.run_layers(x, mask, cache))
 
-    def positions_and_mask(
+    def inputs(
         self, tokens: Tensor, cache: KVCache | None, positions: Tensor | None, mask: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
-        """The positions of the tokens, and what each may see, after the hook."""
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The tokens, their positions, and what each may see, after the hook."""
         if self.input_hook is not None:
-            positions, mask = self.input_hook(tokens, cache, positions, mask)
+            tokens, positions, mask = self.input_hook(tokens, cache, positions, mask)
         if positions is None:
             start = cache.length if cache is not None else 0
             end = start + tokens.size(1)
             if end > self.config.n_positions:
                 raise ValueError(f"{end} tokens do not fit into GPT-2's context of {self.config.n_positions}")
             positions = torch.arange(start, end, device=tokens.device)
-        return positions, mask
+        return tokens, positions, mask
 
     def run_layers(self, x: Tensor, mask: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
         """x_0 -> LayerNorm(x_L), both [B, T, C]."""

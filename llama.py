@@ -154,7 +154,7 @@ class Llama(nn.Module):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.n_embd)
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.norm = nn.RMSNorm(config.n_embd, eps=config.eps)
-        # Called before each pass with (tokens, cache, positions, mask); returns the positions and the mask to use.
+        # Called before each pass with (tokens, cache, positions, mask); returns the tokens, positions and mask to use.
         self.input_hook: Callable | None = None
 
     def forward(
@@ -166,22 +166,22 @@ class Llama(nn.Module):
     ) -> Tensor:
         """Logits of the next token, [B, T, V]. Arguments and errors are those of GPT2.forward; a position outside of
         the context raises no error, since R is defined for all."""
-        positions, mask = self.positions_and_mask(tokens, cache, positions, mask)
+        tokens, positions, mask = self.inputs(tokens, cache, positions, mask)
         return self.logits(self.run_layers(self.embed_tokens(tokens), positions, mask, cache))
 
-    def positions_and_mask(
+    def inputs(
         self, tokens: Tensor, cache: KVCache | None, positions: Tensor | None, mask: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
-        """The positions of the tokens, and what each may see, after the hook."""
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The tokens, their positions, and what each may see, after the hook."""
         if self.input_hook is not None:
-            positions, mask = self.input_hook(tokens, cache, positions, mask)
+            tokens, positions, mask = self.input_hook(tokens, cache, positions, mask)
         if positions is None:
             start = cache.length if cache is not None else 0
             end = start + tokens.size(1)
             if end > self.config.n_positions:
                 raise ValueError(f"{end} tokens do not fit into the Llama's context of {self.config.n_positions}")
             positions = torch.arange(start, end, device=tokens.device)
-        return positions, mask
+        return tokens, positions, mask
 
     def run_layers(
         self, x: Tensor, positions: Tensor, mask: Tensor | None = None, cache: KVCache | None = None

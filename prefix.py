@@ -60,7 +60,59 @@ class PrefixNetwork(nn.Module):
             return self.mlp(self.p_prime)
 
 
-class Prefix(nn.Module):
+class Hooks(nn.Module):
+    """Attaches two methods to a GPT-2 and detaches them: what a prefix and a shelf of prefixes (tasks.py) share.
+
+    before_pass(tokens, cache, positions, mask) -> tokens, positions, mask        GPT2.input_hook
+    put_in_front(layer, k, v) -> k, v                                             Attention.kv_hook
+    """
+
+    kind = "prefix"  # its name in messages
+
+    def __init__(self, config: GPT2Config):
+        super().__init__()
+        self.config = config
+        self.attached_to: list[GPT2] = []  # a list, because nn.Module would register a model as a part of the prefix
+        self.current: Tensor | None = None  # the activations that the current forward pass uses
+
+    def attach(self, model: GPT2):
+        """Set the hooks: every sequence that `model` reads now begins with this prefix. Returns self.
+
+        Raises InputError if the prefix does not fit the model, or either of the two is attached already.
+        """
+        if model.config != self.config:
+            raise InputError(f"this {self.kind} was made for {self.config}, not for {model.config}")
+        if self.attached_to:
+            raise InputError(f"this {self.kind} is attached to a model already: detach it first")
+        if model.input_hook is not None or any(attn.kv_hook is not None for attn in model.attentions):
+            raise InputError("this model has a prefix already: detach it first")
+        self.attached_to = [model]
+        model.input_hook = self.before_pass
+        for layer, attn in enumerate(model.attentions):
+            attn.kv_hook = partial(self.put_in_front, layer)
+        return self
+
+    def detach(self) -> None:
+        """Remove the hooks: the model is the plain GPT-2 again. Raises InputError if there is nothing to remove."""
+        if not self.attached_to:
+            raise InputError(f"this {self.kind} is not attached to a model")
+        (model,) = self.attached_to
+        model.input_hook = None
+        for attn in model.attentions:
+            attn.kv_hook = None
+        self.attached_to, self.current = [], None
+
+    @contextmanager
+    def attached(self, model: GPT2):
+        """`with prefix.attached(model):` attached inside the block, detached after it."""
+        self.attach(model)
+        try:
+            yield self
+        finally:
+            self.detach()
+
+
+class Prefix(Hooks):
     """Learned keys and values in front of all tokens.
 
     mid_dim  width of the MLP; 0 learns the activations directly (the paper's ablation "without MLP")
@@ -70,17 +122,15 @@ class Prefix(nn.Module):
     mode = "prefix"
 
     def __init__(self, config: GPT2Config, prefix_len: int, mid_dim: int = 512):
-        super().__init__()
+        super().__init__(config)
         if prefix_len < 1:
             raise InputError(f"--prefix_len {prefix_len}: a prefix has at least one position")
         if prefix_len >= config.n_positions:
             raise InputError(
                 f"--prefix_len {prefix_len} leaves no room for tokens: the model has {config.n_positions} positions"
             )
-        self.config, self.prefix_len = config, prefix_len
+        self.prefix_len = prefix_len
         self.rows = PrefixNetwork(prefix_len, config.n_embd, self.row_size(config), mid_dim)
-        self.current: Tensor | None = None  # the activations that the current forward pass uses
-        self.attached_to: list[GPT2] = []  # a list, because nn.Module would register a model as a part of the prefix
 
     @staticmethod
     def row_size(config: GPT2Config) -> int:
@@ -95,7 +145,7 @@ class Prefix(nn.Module):
 
     def before_pass(
         self, tokens: Tensor, cache: KVCache | None, positions: Tensor | None, mask: Tensor | None
-    ) -> tuple[Tensor | None, Tensor | None]:
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """GPT2.input_hook: compute the activations where a sequence begins, and shift the positions by P.
 
         So the first real token is at position P, in training and in decoding.
@@ -108,7 +158,7 @@ class Prefix(nn.Module):
                 positions = torch.arange(tokens.size(1), device=tokens.device)
         if positions is not None:  # None: the tokens continue the cache, whose length includes the prefix
             positions = positions + self.prefix_len
-        return positions, mask
+        return tokens, positions, mask
 
     def put_in_front(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Attention.kv_hook:  k, v [B, H, T, D]  ->  [P_k; k], [P_v; v]  [B, H, P + T, D]."""
@@ -124,42 +174,6 @@ class Prefix(nn.Module):
                 f"a prefix of {self.prefix_len} and {tokens.size(1)} tokens do not fit into"
                 f" {self.config.n_positions} positions"
             )
-
-    def attach(self, model: GPT2) -> "Prefix":
-        """Set the hooks: every sequence that `model` reads now begins with this prefix. Returns self.
-
-        Raises InputError if the prefix does not fit the model, or either of the two is attached already.
-        """
-        if model.config != self.config:
-            raise InputError(f"this prefix was made for {self.config}, not for {model.config}")
-        if self.attached_to:
-            raise InputError("this prefix is attached to a model already: detach it first")
-        if model.input_hook is not None or any(attn.kv_hook is not None for attn in model.attentions):
-            raise InputError("this model has a prefix already: detach it first")
-        self.attached_to = [model]
-        model.input_hook = self.before_pass
-        for layer, attn in enumerate(model.attentions):
-            attn.kv_hook = partial(self.put_in_front, layer)
-        return self
-
-    def detach(self) -> None:
-        """Remove the hooks: the model is the plain GPT-2 again. Raises InputError if this prefix is not attached."""
-        if not self.attached_to:
-            raise InputError("this prefix is not attached to a model")
-        (model,) = self.attached_to
-        model.input_hook = None
-        for attn in model.attentions:
-            attn.kv_hook = None
-        self.attached_to, self.current = [], None
-
-    @contextmanager
-    def attached(self, model: GPT2):
-        """`with prefix.attached(model):` attached inside the block, detached after it."""
-        self.attach(model)
-        try:
-            yield self
-        finally:
-            self.detach()
 
     # ------------------------------------------------------------------- initialisation and files
 
@@ -233,7 +247,7 @@ class Infix(Prefix):
         sees_infix = is_text[:, :, None].expand(B, T, self.prefix_len)
         sees_token = causal_mask(T, T, tokens.device).expand(B, T, T)
         mask = torch.cat([sees_infix, sees_token], dim=2).unsqueeze(1)  # [B, 1, T, P + T]
-        return positions, mask
+        return tokens, positions, mask
 
 
 class Embedding(Prefix):

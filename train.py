@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from e2e_data import IGNORED, Batch, Encoded, epoch_order, scored_tokens
 from evaluate import evaluate_run
 from gpt2 import GPT2
-from harness import ranks
+from harness import ranks, shelves
 from harness.door import set_allocator
 from harness.files import exit_on_input_error
 from harness.loop import Run
@@ -141,6 +141,8 @@ def main(argv: list[str] | None = None) -> None:
         folder = train(settings, resume, evaluates=not no_eval)
         if not no_eval:
             evaluate_run(folder, **{name: flags[name] for name in ("device", "dtype", "plain") if name in flags})
+        if settings.task is not None:
+            ranks.on_rank_0(shelves.put, folder, settings.shelf)
     except KeyboardInterrupt:
         print("\nstopped; the same command with --resume continues", file=sys.stderr)
         sys.exit(130)

@@ -65,7 +65,7 @@ def load_split(folder: str | None, split: str, paper_quirk: bool = False) -> lis
     Raises InputError for what is missing or malformed.
     """
     examples = [
-        LocatedExample(entry.source, text, entry.path, entry.line)
+        LocatedExample(entry.source, text, f"{entry.path}, line {entry.line}")
         for entry in read_split(folder, split, paper_quirk)
         for text, good in zip(entry.texts, entry.good)
         if good or split != "train"

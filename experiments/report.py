@@ -21,11 +21,11 @@ from pathlib import Path
 if __name__ == "__main__":  # so that this project's modules are found
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from evaluate import PERCENT, PUBLISHED
 from experiments.grid import BLEU_ELSEWHERE, WORDS, grid
 from experiments.record import E2E, read_rows
 from experiments.summary import Summary, relative_time, summarise
 from harness.files import InputError, exit_on_input_error, read_text, write_atomic
+from harness.report import PERCENT, PUBLISHED
 
 MAIN = ("zeroshot", "prompt", "embedding10", "infix10", "prefix5", "prefix20", "finetune")
 SECTIONS = {

@@ -43,7 +43,7 @@ class NextWords:
         self.lengths, self.visible = self.lengths[prompts] + 1, self.visible[prompts]
         self.steps += 1
         mask = None
-        if self.lengths.min() - self.steps < self.longest:  # some prompt is padded
+        if self.tree.rows is not None or self.lengths.min() - self.steps < self.longest:  # a hook's, or padded prompts
             produced = self.visible.new_ones(B, self.steps)
             mask = torch.cat([self.visible, produced], dim=1).repeat_interleave(K, 0)  # [R, S' + n]
             mask = mask[:, None, None]
@@ -83,7 +83,7 @@ def hidden_states(
     last: Tensor | None = None,
 ) -> Tensor:
     """LayerNorm(x_L) of tokens [B, T], added to the tree: [B, T, C]; at `last`, indices into B * T, [M, C]."""
-    positions, mask = model.positions_and_mask(tokens, tree, positions, mask)
+    tokens, positions, mask = model.inputs(tokens, tree, positions, mask)
     begins = tree.length == 0
     x = model.wte(tokens) + model.wpe(positions)  # [B, T, C]
     for layer, block in enumerate(model.h):

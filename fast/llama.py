@@ -29,7 +29,7 @@ def summed_loss(model: Llama, batch) -> Tensor:
     """
     tokens, labels = batch
     real, scored, targets = positions_of(labels)  # [N], [M], [M]
-    positions, mask = model.positions_and_mask(tokens, None, None, None)
+    tokens, positions, mask = model.inputs(tokens, None, None, None)
     rows = torch.searchsorted(real, scored)  # [M], the scored ones among the N
     M = len(rows)
     rows = F.pad(rows, (0, -M % SHAPE_MULTIPLE))  # repeats the first row; see SHAPE_MULTIPLE
@@ -115,7 +115,7 @@ class NextWords(decoding.NextWords):
     ) -> Tensor:
         """RMSNorm(x_L) of tokens [B, T], added to the tree: [B, T, C]; at `last`, indices into B * T, [M, C]."""
         model, tree = self.model, self.tree
-        positions, mask = model.positions_and_mask(tokens, tree, positions, mask)
+        tokens, positions, mask = model.inputs(tokens, tree, positions, mask)
         begins, turn = tree.length == 0, rotation(positions, model.config)
         x = model.embed_tokens(tokens)  # [B, T, C]
         for block in model.layers:

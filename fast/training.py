@@ -31,7 +31,7 @@ def summed_loss(model: GPT2, batch) -> Tensor:
     tokens, labels = batch
     B, T = tokens.shape
     real, scored, targets = positions_of(labels)  # [N], [M], [M]
-    positions, mask = model.positions_and_mask(tokens, None, None, None)
+    tokens, positions, mask = model.inputs(tokens, None, None, None)
     longer = -T % SHAPE_MULTIPLE if mask is None else 0  # zeros after the sequences, for attention
     packing = TokenPacking(B, T + longer, model.config.n_head, real + real // T * longer)
     rows = torch.searchsorted(real, scored)  # [M], the scored ones among the N

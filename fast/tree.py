@@ -36,6 +36,7 @@ class BeamTree:
     room: int
     layers: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # k, v memory of each layer, [B, H, room, D]
     length: int = 0  # entries in use, S; all layers have the same number between two passes
+    rows: Tensor | None = None  # [B, ..], what a hook remembers of each prompt
     path: Tensor | None = None  # [B, K, S] booleans; None until the prompts are read
     depth: Tensor | None = None  # [B, S], 0 .. S' + n - 1
     leaves: Tensor | None = None  # [R * H], where this step's keys and values go, as rows of D numbers of the memory
@@ -100,6 +101,7 @@ class BeamTree:
                 memory[:n, :, :used] = memory[:, :, :used].index_select(0, prompts)
             self.layers[layer] = tuple(memory[:n] for memory in memories)
         self.depth, self.path = self.depth[prompts], self.path[prompts]
+        self.rows = None if self.rows is None else self.rows[prompts]
 
     def grow(self, S: int) -> int:
         """Use S entries in all layers; returns S. If the memory is too small, it is reallocated for 3/2 S entries."""

@@ -15,9 +15,9 @@ from contextlib import ExitStack, contextmanager
 import torch
 
 from beam import NextWords
-from e2e_data import Batch, Encoded, collate, encode, epoch_order, load_split, load_tokenizer, scored_tokens
+from e2e_data import Batch, Encoded, collate, encode, epoch_order, load_tokenizer, scored_tokens
 from evaluate import decode
-from harness import ranks
+from harness import ranks, shelves
 from harness.checkpoints import CsvLog, load_checkpoint, save_checkpoint
 from harness.files import InputError, lock_folder
 from harness.machine import describe_machine
@@ -41,8 +41,8 @@ class Run:
         self.engine = s.engine
         self.tokenizer = load_tokenizer(s.model, s.weights)
         self.pad = self.tokenizer.eot_token
-        train_set, valid_set = (load_split(s.data, split) for split in ("train", "valid"))
-        test_set = load_split(s.data, "test") if evaluates else []
+        train_set, valid_set = (s.dataset.examples(split) for split in ("train", "valid"))
+        test_set = s.dataset.examples("test") if evaluates else []
         if s.train_examples is not None:
             if s.train_examples > len(train_set):
                 raise InputError(f"--train_examples {s.train_examples}: there are only {len(train_set)}")
@@ -51,12 +51,18 @@ class Run:
 
         self.model, self.prefix = start_model(s)
         self.learned = self.model if self.prefix is None else self.prefix
+        if s.task is not None:
+            ranks.on_rank_0(shelves.check_free, s, self.model)
         room = self.model.config.n_positions - (s.prefix_len or 0)
-        self.train_set = encode(self.tokenizer, train_set, room, s.score_separator)
-        self.valid_set = encode(self.tokenizer, valid_set, room, s.score_separator)
+        self.train_set, self.valid_set = (
+            encode(self.tokenizer, examples, room, s.score_separator, s.skip_long)
+            for examples in (train_set, valid_set)
+        )
+        if skipped := len(train_set) - len(self.train_set):
+            print(f"{skipped} of {len(train_set):,} training examples are longer than the context and left out")
         sources = [*self.sources, *(example.source for example in test_set)]
-        limits = s.prefix_len, s.beam_size, s.max_new_tokens
-        check_context(self.model.config, self.tokenizer, sources, *limits)
+        limits = s.prefix_len, s.beam_size, s.max_new_tokens, s.skip_long
+        self.limits = check_context(self.model.config, self.tokenizer, sources, *limits)
 
         self.steps_per_epoch = math.ceil(len(self.train_set) / s.batch_size)
         self.steps = s.max_steps or s.epochs * self.steps_per_epoch
@@ -193,7 +199,8 @@ class Run:
         self.check_finite("validation loss", self.valid_loss)
         next_words = self.engine.choose(NextWords, self.model)
         search = self.engine.in_precision(decode)
-        sample = search(self.model, self.tokenizer, self.sources[:1], **s.search, next_words=next_words)[0]
+        options = s.search | {"max_new_tokens": self.limits[:1], "next_words": next_words}
+        sample = search(self.model, self.tokenizer, self.sources[:1], **options)[0]
         self.model.train(s.dropout > 0)
         if s.keep == "best" and self.valid_loss < self.best:
             ranks.on_rank_0(save_learned, self.model, self.prefix, self.result, s.mode, s.model)

@@ -85,7 +85,7 @@ def save_learned(model: GPT2, prefix: Prefix | None, path: Path, mode: str, name
 # ----------------------------------------------------------------------------- the folder
 
 # What may change when a run is resumed: it does not change what is learned, and is not needed later.
-FREE = ("out", "device", "log_every", "checkpoint_every")
+FREE = ("out", "device", "log_every", "checkpoint_every", "shelf")
 
 
 def open_folder(settings: Settings, resume: bool) -> Path:
@@ -142,11 +142,18 @@ def check_context(
     prefix_len: int | None,
     beam_size: int,
     max_new_tokens: int,
-) -> None:
-    """Raise InputError when the longest table and its text exceed the context, or the beam exceeds the vocabulary."""
-    longest, source = max((len(encode_prompt(tokenizer, source)), source) for source in sources)
-    need = longest + max_new_tokens + (prefix_len or 0)
+    cut: bool = False,
+) -> list[int]:
+    """The tokens that the text of each source may have: max_new_tokens, or with `cut` what fits into the context.
+
+    Raises InputError when the longest table and its text exceed the context, or the beam exceeds the vocabulary.
+    """
+    lengths = [len(encode_prompt(tokenizer, source)) + (prefix_len or 0) for source in sources]
+    limits = [min(max_new_tokens, config.n_positions - length) if cut else max_new_tokens for length in lengths]
+    need, source = max((length + max(1, limit), source) for length, limit, source in zip(lengths, limits, sources))
     if need > config.n_positions:
+        longest = len(encode_prompt(tokenizer, source))
+        max_new_tokens = 1 if cut else max_new_tokens
         raise InputError(
             f"the table {shorten(source)}, {longest} tokens, {max_new_tokens} new ones and the prefix need {need}"
             f" positions, but the model has {config.n_positions}: lower --max_new_tokens or --prefix_len, or"
@@ -154,3 +161,4 @@ def check_context(
         )
     if 2 * beam_size > config.vocab_size - 2:  # two candidates a beam; two newline tokens are banned
         raise InputError(f"--beam_size {beam_size} is too large for {config.vocab_size} tokens: lower it")
+    return limits

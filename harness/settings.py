@@ -16,6 +16,7 @@ import llama
 from beam import LENGTH_NORMS
 from e2e_data import load_tokenizer
 from gpt2 import CONFIGS, GPT2Config
+from harness.datasets import WEBNLG, DataSet
 from harness.door import Engine
 from harness.files import InputError
 from harness.machine import pick_device, pick_dtype
@@ -55,8 +56,12 @@ class Settings:
     weights: str | None = flag(
         None, "a local .safetensors, .gguf or TensorFlow checkpoint; 'random': untrained (default: download)", kind=str
     )
-    data: str | None = flag(None, "folder with the data, text or CSV; mini: the sample tables in this repository"
-                            " (default: the paper's E2E files, downloaded)", kind=str)  # fmt: skip
+    data: str | None = flag(None, "folder with the data, text or CSV; mini: the sample tables in this repository;"
+                            " webnlg: WebNLG 2017, downloaded (default: E2E, the paper's files, downloaded)",
+                            kind=str)  # fmt: skip
+    reverse: bool = flag(False, "read the sentence and write the table")
+    paper_quirk: bool = flag(False, "WebNLG: ' | ' in front of the first triple too, as in the paper's code")
+    skip_long: bool = flag(False, "leave out examples longer than the context; longer texts end where it ends")
     train_examples: int | None = flag(None, "train on this many examples only, drawn by --seed (low data)", kind=int)
     # optimisation: AdamW, linear decay to 0
     lr: float | None = flag(None, "learning rate (default: 8e-5, fine-tuning 5e-5; for mini 1e-3)", kind=float)
@@ -85,6 +90,8 @@ class Settings:
     max_new_tokens: int = flag(100, "longest text generated")
     # where and how
     out: str | None = flag(None, "the run's folder (default: runs/MODEL-MODE and so on)", kind=str)
+    task: str | None = flag(None, "put what is learned on a shelf as this task, called by the token <|NAME|>", kind=str)
+    shelf: str | None = flag(None, "the shelf's folder (default: shelves/mine)", kind=str)
     device: str = flag("auto", "cpu, cuda, mps (auto: cuda if there is one)")
     dtype: str = flag("auto", "bf16 or fp32 products (auto: bf16 if the hardware has it)", ("auto", "bf16", "fp32"))
     plain: bool = flag(False, "use only the plain files, without fast/: slower, equal up to rounding")
@@ -101,6 +108,11 @@ class Settings:
     def engine(self) -> Engine:
         """How to compute; for resolved settings."""
         return Engine(self.plain, self.device, self.dtype)
+
+    @property
+    def dataset(self) -> DataSet:
+        """The data, for resolved settings."""
+        return DataSet(self.data, self.reverse, self.paper_quirk)
 
     @property
     def search(self) -> dict:
@@ -126,6 +138,8 @@ class Settings:
             raise InputError("--init_text needs a mode with a prefix: fine-tuning has none")
         if new.finetunes and (new.prefix_len is not None or new.no_reparam):
             raise InputError("--prefix_len and --no_reparam need a mode with a prefix: fine-tuning has none")
+        if new.paper_quirk and not new.dataset.is_webnlg:
+            raise InputError("--paper_quirk is about WebNLG's source strings: leave it out")
         if new.init_text is not None and not new.init_text.strip():
             raise InputError("--init_text is empty: name some words, e.g. 'table-to-text:'")
         new.prefix_len = resolve_prefix_len(new)
@@ -134,10 +148,16 @@ class Settings:
         new.loss = new.loss or ("token" if new.finetunes else "sentence")
         new.device = pick_device(new.device)
         new.dtype = pick_dtype(new.dtype, new.device)
+        if new.shelf is not None and new.task is None:
+            raise InputError("--shelf needs --task NAME: the task that is put on the shelf")
+        if new.task is not None:
+            if new.finetunes:
+                raise InputError("--task needs a mode with a prefix: a fine-tuned model cannot be called by a token")
+            new.shelf = os.path.abspath(new.shelf or "shelves/mine")
         new.out = new.out or default_folder(self, new.prefix_len)
         for name in ("model", "weights", "data"):  # a run must find them from any working directory
             path = getattr(new, name)
-            if path not in (None, *NAMES) and os.path.exists(path):
+            if path not in (None, WEBNLG, *NAMES) and os.path.exists(path):
                 setattr(new, name, os.path.abspath(path))
         return new
 
@@ -175,7 +195,7 @@ PAPER_RATES = (8e-5, 5e-5)
 RATES = {"mini": (1e-3, 1e-3), "smollm2": (5e-4, 1e-4)}
 
 # Not part of a run's name: it is in it already, or does not change what is learned.
-NOT_IN_NAME = ("mode", "model", "prefix_len", "out", "device", "log_every", "checkpoint_every", *SEARCH)
+NOT_IN_NAME = ("mode", "model", "prefix_len", "out", "device", "log_every", "checkpoint_every", "shelf", *SEARCH)
 
 
 def default_folder(given: Settings, prefix_len: int | None) -> str:

@@ -619,9 +619,13 @@ BAD_RUNS = {
     "both ways at once": (
         nothing,
         "--run {place}/done --hyp {place}/h --ref {place}/r",
-        "either --run FOLDER and how to decode it, or --hyp FILE and --ref FILE",
+        "--run FOLDER and how to decode it, --shelf FOLDER and what to ask, or --hyp FILE and --ref FILE",
     ),
-    "neither way": (nothing, "--split test", "either --run FOLDER and how to decode it, or --hyp FILE and --ref FILE"),
+    "neither way": (
+        nothing,
+        "--split test",
+        "--run FOLDER and how to decode it, --shelf FOLDER and what to ask, or --hyp FILE and --ref FILE",
+    ),
     "outputs alone": (nothing, "--hyp {place}/done/outputs.txt", "--ref FILE"),
 }
 
@@ -795,6 +799,7 @@ def program(*argv, limited: bool = False) -> subprocess.CompletedProcess:
     return subprocess.run([*front, *map(str, argv)], capture_output=True, text=True, cwd=ROOT)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_does_not_fit_on_the_disk_ends_the_program_with_a_sentence(world, place):
     ended = program(ROOT / "train.py", *flags(world, place / "data", place / "new"), limited=True)
     assert ended.returncode == 2 and ended.stderr.startswith("error: ") and ended.stderr.count("\n") == 1, ended.stderr

@@ -15,7 +15,6 @@ from evaluate import newline_tokens
 from gpt2 import GPT2, GPT2Config
 from harness.safetensors import write_safetensors
 from prefix import MODES
-from train import summed_loss
 from weights import load_gpt2
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "e2e"
@@ -163,7 +162,7 @@ def train_briefly(folder, examples, steps: int, batch: int, seed: int = 0) -> GP
         for group in optimizer.param_groups:
             group["lr"] = 3e-3 * (1 - step / steps)
         order = epoch_order(len(encoded), seed, step)[:batch]
-        loss = summed_loss(model, collate([encoded[i] for i in order], tokenizer.eot_token)) / batch
+        loss = fast.summed_loss(model, collate([encoded[i] for i in order], tokenizer.eot_token)) / batch
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -173,7 +172,7 @@ def train_briefly(folder, examples, steps: int, batch: int, seed: int = 0) -> GP
     return model
 
 
-@pytest.fixture(scope="module", params=["our own tables", "E2E"])
+@pytest.fixture(scope="module", params=["our own tables", pytest.param("E2E", marks=pytest.mark.slow)])
 def trained(request, tmp_path_factory):
     """(folder, model, tokenizer, 200 prompts): trained on our own tables, and where they are at hand on E2E's."""
     folder = tmp_path_factory.mktemp("trained")

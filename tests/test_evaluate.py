@@ -11,8 +11,9 @@ import evaluate
 import metrics
 from beam import beam_search
 from e2e_data import group_references, load_split, load_tokenizer, read_examples
-from evaluate import PUBLISHED, decode, evaluate_run, main, newline_tokens, print_table, published_for
+from evaluate import decode, evaluate_run, main, newline_tokens
 from harness.files import InputError
+from harness.report import PUBLISHED, print_table, published_for
 from harness.runs import load_run
 from harness.settings import Settings
 from train import train
@@ -116,9 +117,9 @@ def test_decoding_options_reach_the_search_and_are_recorded(run, monkeypatch):
     before = {name: (run / name).read_bytes() for name in ("outputs.txt", "scores.json", "evaluation.json")}
     calls = []
 
-    def spy(model, prompts, end, beam_size, max_new_tokens, length_norm, banned, next_words):
-        calls.append((len(prompts), beam_size, max_new_tokens, length_norm, banned))
-        return beam_search(model, prompts, end, beam_size, max_new_tokens, length_norm, banned, next_words)
+    def spy(model, prompts, end, beam_size, max_new_tokens, length_norm, banned, *more):
+        calls.append((len(prompts), beam_size, *set(max_new_tokens), length_norm, banned))
+        return beam_search(model, prompts, end, beam_size, max_new_tokens, length_norm, banned, *more)
 
     monkeypatch.setattr(evaluate, "beam_search", spy)
     main(["--run", str(run), "--beam_size", "1", "--length_norm", "none", "--max_new_tokens", "7", "--batch_size", "3"])

@@ -13,7 +13,6 @@ from xml.etree import ElementTree
 
 import pytest
 
-import evaluate
 import metrics
 from e2e_data import group_references, load_split
 from experiments import grid, report, search
@@ -77,7 +76,7 @@ def test_the_front_pages_scores_are_those_of_the_runs_and_of_the_published_ones(
             [f"{fmean(its[name]):.{digits}f} ± {stdev(its[name]):.{digits}f}" for name, (_, digits) in columns.items()]
         )
     for start in ("GPT-2 medium, prefix", "GPT-2 medium, fine-tune", "poster, prefix", "poster, fine-tune"):
-        (scores,) = (scores for name, scores in evaluate.PUBLISHED.items() if name.startswith(start))
+        (scores,) = (scores for name, scores in report.PUBLISHED.items() if name.startswith(start))
         nist = "NIST_perl" if start.startswith("poster") else "NIST"
         values = (scores[nist if name == "NIST" else name] for name in columns)
         expected.append([f"{value:.{digits}f}" for value, (_, digits) in zip(values, columns.values())])
@@ -125,6 +124,7 @@ def test_every_run_has_the_rate_that_the_search_chose(results):
         assert {float(row["lr"]) for row in read_runs(results).values() if row["cell"] in own} <= {chosen}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not DATA.exists(), reason="needs E2E's files (../shared/e2e)")
 @each_model
 @pytest.mark.parametrize("cell", ["prefix5", "finetune"])
@@ -313,6 +313,7 @@ def bleu_of(outputs: list[str]) -> float:
     return bleu.bleu(segments)
 
 
+@pytest.mark.slow
 @each_folder
 def test_the_decoding_with_each_length_norm_is_that_of_the_outputs(results):
     rows, runs = read_rows(results / "length_norm.csv"), read_runs(results)

@@ -1,0 +1,154 @@
+"""A shelf of tasks in a folder (tasks.py): two files a task, so that a new task leaves the others as they are.
+
+shelves/mine/e2e.safetensors    what load_prefix reads; its metadata say which task and which model
+             e2e.json           how it was trained, and its scores
+"""
+
+import hashlib
+import json
+from pathlib import Path
+
+import torch
+
+from gpt2 import GPT2
+from harness.files import InputError, lock_folder, read_text
+from harness.runs import load_run, trained_file, write_json
+from harness.safetensors import read_safetensors, write_safetensors
+from harness.settings import Settings
+from prefix import load_prefix
+from tasks import Shelf, check_name
+from weights import load_model
+
+
+def fingerprint(model: GPT2) -> str:
+    """Changes with GPT-2's weights: of its embeddings and LayerNorms, which no number format rounds."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        if any(part in name for part in ("wte", "wpe", "ln_", "embed", "norm")):
+            digest.update(tensor.detach().float().cpu().contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def files_of(folder: Path) -> dict[str, Path]:
+    """Name -> file of each task of a shelf, in the order of the names; {} where there is no folder yet."""
+    return {path.stem: path for path in sorted(Path(folder).glob("*.safetensors"))}
+
+
+# ----------------------------------------------------------------------------- putting a task on a shelf
+
+
+def check_free(settings: Settings, model: GPT2) -> None:
+    """Before training: raise InputError unless the task that it is for can be put on the shelf afterwards."""
+    check_name(settings.task)
+    folder = Path(settings.shelf)
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"--shelf {folder} is a file: name a folder")
+    for path in files_of(folder).values():
+        check_model(path, read_safetensors(path)[1], model)
+    path = folder / f"{settings.task}.safetensors"
+    if path.exists() and not holds(path, trained_file(settings.out, finetunes=False)):
+        raise InputError(f"{path} exists: choose another --task, or another --shelf")
+
+
+def holds(path: Path, learned: Path) -> bool:
+    """Is what a run has learned in this file of a shelf?"""
+    if not learned.exists():
+        return False
+    ours, its = (read_safetensors(file)[0] for file in (path, learned))
+    return ours.keys() == its.keys() and all(torch.equal(ours[name], its[name]) for name in ours)
+
+
+def put(run: str | Path, shelf: str | None = None) -> Path:
+    """Put what a finished run has learned on a shelf (None: its own), with its scores if any; returns the file.
+
+    Raises InputError where the name is taken. Nothing is overwritten, and the other tasks' files are not touched.
+    """
+    run = Path(run)
+    settings, model = load_run(run, device="cpu", dtype="fp32", plain=True, **({"shelf": shelf} if shelf else {}))
+    folder, learned = Path(settings.shelf), trained_file(run, finetunes=False)
+    folder.mkdir(parents=True, exist_ok=True)
+    with lock_folder(folder):  # of two runs that end at the same time, one finds the other's file
+        check_free(settings, model)
+        path = folder / f"{settings.task}.safetensors"
+        if path.exists():
+            print(f"the task {settings.task!r} is on the shelf {folder} already")
+            return path
+        tensors, about = read_safetensors(learned)
+        about |= {"task": settings.task, "model": settings.model, "fingerprint": fingerprint(model)}
+        if settings.weights is not None:
+            about["weights"] = settings.weights
+        scores = run / "scores.json"
+        card = {"token": f"<|{settings.task}|>", "data": settings.data, "reverse": settings.reverse}
+        card |= {"mode": settings.mode, "prefix_len": settings.prefix_len}
+        card["scores"] = json.loads(read_text(scores)) if scores.exists() else None
+        write_json(path.with_suffix(".json"), card)
+        write_safetensors(path, {name: tensor.clone() for name, tensor in tensors.items()}, about)
+    print(f"<|{settings.task}|> is on the shelf {folder}: {path.stat().st_size:,} bytes")
+    return path
+
+
+# ----------------------------------------------------------------------------- using a shelf
+
+
+def load_shelf(folder: str | Path, **changes) -> tuple[Settings, GPT2, Shelf]:
+    """The settings of a shelf's model, the model, frozen and in evaluation mode, and the shelf, attached to it.
+
+    changes  settings in place of the defaults: device, dtype, plain, decoding; model and weights: where the model is
+    Raises InputError when the folder is no shelf, or its files were made for another model.
+    """
+    folder, files = Path(folder), files_of(Path(folder))
+    if not files:
+        raise InputError(
+            f"{folder} is not a shelf: it holds no task; train one with train.py --task NAME --shelf FOLDER"
+        )
+    about = {name: read_safetensors(path)[1] for name, path in files.items()}
+    first = next(iter(about.values()))
+    where = {name: first[name] for name in ("model", "weights") if name in first}
+    settings = Settings(**(where if "model" not in changes else {}) | changes).resolve()
+    model = load_model(settings.model, settings.weights)
+    shelf = Shelf(model.config)
+    for name, path in files.items():
+        check_model(path, about[name], model)
+        shelf.add(name, load_prefix(path, model.config))
+    return settings, settings.engine.to_device_and_freeze(model, shelf.requires_grad_(False)).eval(), shelf
+
+
+def check_model(path: Path, about: dict[str, str], model: GPT2) -> None:
+    """Raise InputError unless a file of a shelf was made for this model."""
+    if about.get("task") != path.stem:
+        raise InputError(f"{path} is not the file of a task on a shelf: take it out of the folder")
+    if about.get("fingerprint") != fingerprint(model):
+        raise InputError(
+            f"{path} was made for another model ({about.get('model')}): use that model, or another --shelf"
+        )
+
+
+def describe(folder: str | Path) -> str:
+    """A line for each task: its token, what was learned, its size, its scores."""
+    lines = []
+    for name, path in files_of(Path(folder)).items():
+        tensors, about = read_safetensors(path)
+        (values,) = tensors.values()
+        card = path.with_suffix(".json")
+        try:
+            scores = json.loads(read_text(card)).get("scores") if card.exists() else None
+        except (ValueError, AttributeError):
+            raise InputError(f"{card} is damaged: restore it, or delete it") from None
+        what = (
+            f"{about.get('mode')} of {len(values)} positions, {values.numel():,} numbers, {path.stat().st_size:,} bytes"
+        )
+        lines.append(f"<|{name}|>  {what}  {spelled(scores)}")
+    if not lines:
+        raise InputError(
+            f"{folder} is not a shelf: it holds no task; train one with train.py --task NAME --shelf FOLDER"
+        )
+    return "\n".join(lines)
+
+
+def spelled(scores: dict | None) -> str:
+    """`BLEU 0.520  NIST 3.84 ...`; of several rows, the first."""
+    if not scores:
+        return "not scored"
+    if isinstance(first := next(iter(scores.values())), dict):
+        scores = first
+    return "  ".join(f"{name} {value:.3f}" for name, value in scores.items())

@@ -1,0 +1,112 @@
+"""A file of requests in, a file of texts out: one a line, in the same order.
+
+    name : Blue Spice | area : riverside              a table as the model reads it
+    name[Blue Spice], area[riverside]                 E2E's notation, also as the column mr of a CSV file
+    name : Blue Spice || Blue Spice is a pub ...      the paper's files; what follows || is left out
+    <|e2e|> name : Blue Spice | area : riverside      a shelf's task (tasks.py)
+
+"-" is standard input and output. From a file, all requests are checked before the first is answered; from a pipe, they
+are answered as they come, a batch at a time.
+"""
+
+import csv
+import io
+import itertools
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import NamedTuple
+
+from harness.files import InputError, read_text, write_atomic
+
+
+class Request(NamedTuple):
+    """What is asked for, and where it stands."""
+
+    text: str
+    where: str
+
+
+def answer_file(
+    tables: str, out: str, prepare: Callable[[str], str], answer: Callable[[list[str]], list[str]], batch_size: int
+) -> int:
+    """Answer the requests of a file; returns their number.
+
+    tables, out  paths, or "-"
+    prepare      a request as the model reads it; raises InputError for one that cannot be answered
+    answer       a text for each of at most batch_size requests
+    A file at `out` is written when all are answered; standard output gets each batch at once. Raises InputError, with
+    the line, for a request that cannot be answered.
+    """
+    if "-" not in (tables, out) and Path(tables).resolve() == Path(out).resolve():
+        raise InputError(f"--out {out} would overwrite the requests: choose another file")
+    requests = prepared(read_requests(tables), prepare)
+    total = None
+    if tables != "-":
+        requests = list(requests)
+        total = len(requests)
+        if not total:
+            raise InputError(f"{tables} holds no request: write one a line")
+    began, done = time.monotonic(), 0
+    requests = iter(requests)
+    with nullcontext(sys.stdout) if out == "-" else write_atomic(Path(out)) as file:
+        while batch := list(itertools.islice(requests, batch_size)):
+            file.writelines(text + "\n" for text in answer(batch))
+            file.flush()
+            done += len(batch)
+            if sys.stderr.isatty() and total is not None:
+                left = (time.monotonic() - began) / done * (total - done)
+                line = f"\ranswered {done}/{total}, {left:.0f} s left "
+                print(line, end="\n" if done == total else "", file=sys.stderr)
+    return done
+
+
+def prepared(requests: Iterator[Request], prepare: Callable[[str], str]) -> Iterator[str]:
+    """Each request as the model reads it."""
+    for request in requests:
+        try:
+            yield prepare(request.text)
+        except InputError as error:
+            raise InputError(f"{request.where}: {error}") from None
+
+
+def read_requests(tables: str) -> Iterator[Request]:
+    """The requests of a file, or of standard input, in order. Raises InputError for an empty line or damaged CSV."""
+    if tables == "-":
+        return of_lines(standard_input(), "standard input")
+    path = Path(tables)
+    if path.suffix.lower() == ".csv":
+        return of_csv(path)
+    return of_lines(read_text(path).splitlines(), str(path))
+
+
+def standard_input() -> Iterator[str]:
+    """Its lines, as they come. Raises InputError for bytes that are not UTF-8."""
+    for number, line in enumerate(sys.stdin.buffer, start=1):
+        try:
+            yield line.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise InputError(f"standard input, line {number}: not UTF-8 ({error.reason}): convert it") from None
+
+
+def of_lines(lines, name: str) -> Iterator[Request]:
+    for number, line in enumerate(lines, start=1):
+        text = line.rstrip("\r\n").split("||")[0]
+        if not text.strip():
+            raise InputError(f"{name}, line {number}: no request; write one on each line")
+        yield Request(text.strip(), f"{name}, line {number}")
+
+
+def of_csv(path: Path) -> Iterator[Request]:
+    reader = csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True)
+    try:
+        if "mr" not in (reader.fieldnames or ()):
+            raise InputError(f"{path}, line 1: no column mr; name the column of the tables so")
+        for row in reader:
+            if not (row["mr"] or "").strip():
+                raise InputError(f"{path}, line {reader.line_num}: the column mr is empty")
+            yield Request(row["mr"].strip(), f"{path}, line {reader.line_num}")
+    except csv.Error as error:
+        raise InputError(f"{path}, line {reader.line_num}: not CSV ({error}): close each quote") from None
