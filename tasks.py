@@ -96,30 +96,48 @@ class Shelf(Hooks):
         if positions is not None or mask is not None:
             raise ValueError("a shelf sets positions and mask itself")
         self.current, lengths = self.stack(called)  # [n + 1, P, 2 L, H, D], [n + 1]
-        P, T, device = self.current.size(1), tokens.size(1), tokens.device
-        place = torch.full((len(self.names) + 1,), len(called), device=device)  # task -> place in the stack
-        place[called] = torch.arange(len(called), device=device)
+        place = torch.full((len(self.names) + 1,), len(called), device=tokens.device)  # task -> place in the stack
+        place[called] = torch.arange(len(called), device=tokens.device)
         self.place = place[task.clamp(min=-1)]  # [B]; -1, no task, is the last place, whose prefix is empty
-        length, has_task = lengths.to(device)[self.place], task >= 0  # each [B]
-        if (length + T - has_task.long()).max() > self.config.n_positions:
-            raise ValueError(f"a prefix and {T} tokens do not fit into {self.config.n_positions} positions")
+        length = lengths.to(tokens.device)[self.place]  # [B]
+        visible, positions, mask = self.begin_rows(tokens, task, length)
+        if cache is not None:
+            cache.rows = visible
+        return tokens.where(tokens < V, 0), positions, mask
 
-        # What all later tokens may see of the first P + 1 entries: their own prefix, and t_1 if it is no task token.
-        visible = torch.arange(P, device=device) >= P - length[:, None]  # [B, P]
-        visible = torch.cat([visible, ~has_task[:, None]], dim=1)  # [B, P + 1]
+    def begin_rows(self, tokens: Tensor, task: Tensor, length: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What the rows [B, T] see, given their tasks and the lengths of their prefixes, each [B].
+
+        Returns what all later tokens see of the first P + 1 entries, [B, P + 1]; the positions of the tokens, [B, T];
+        and their mask, [B, 1, T, P + T].
+        """
+        P, T, device = self.current.size(1), tokens.size(1), tokens.device
+        has_task = task[:, None] >= 0  # [B, 1]
+        own = torch.arange(P, device=device) >= P - length[:, None]  # [B, P], its prefix without the filling
+        visible = torch.cat([own, ~has_task], dim=1)  # [B, P + 1], and t_1, if it is not a task token
         mask = F.pad(visible, (0, T - 1), value=True)[:, None] & causal_mask(T, P + T, device)  # [B, T, P + T]
         mask[:, 0, P] = True  # a task token sees itself: nobody uses its output, but a softmax needs one key
         shift = length[:, None].expand(-1, T)  # [B, T]
-        infix = [i for i in called if isinstance(self.prefixes[i], Infix)]
-        if infix:  # its table does not see it, and lies before it
+        infix = [i for i, prefix in enumerate(self.prefixes) if isinstance(prefix, Infix)]
+        if infix:  # its table does not see it, and is at the positions before it
             is_text = (tokens == self.config.end_token).cumsum(1) > 0  # [B, T]
             sees = is_text | ~torch.isin(task, torch.tensor(infix, device=device))[:, None]
             mask[:, :, :P] &= sees[:, :, None]
             shift = shift * sees
-        positions = torch.arange(T, device=device) - has_task[:, None].long() + shift  # [B, T]
-        if cache is not None:
-            cache.rows = visible
-        return tokens.where(tokens < V, 0), positions.clamp(min=0), mask[:, None]
+        positions = torch.arange(T, device=device) - has_task.long() + shift  # [B, T]
+        return visible, self.check_fits(tokens, positions), mask[:, None]
+
+    def check_fits(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        """The positions [B, T], with those of padding kept inside the context.
+
+        A short row with a long prefix is padded to a long row's length, perhaps beyond the context. Raises ValueError
+        when a token that is not padding lies there.
+        """
+        is_end = tokens == self.config.end_token
+        padding = F.pad(is_end[:, 1:] & is_end[:, :-1], (1, 0))  # [B, T], end tokens after an end token
+        if ((positions >= self.config.n_positions) & ~padding).any():
+            raise ValueError(f"a prefix and its tokens do not fit into {self.config.n_positions} positions")
+        return positions.clamp(0, self.config.n_positions - 1)
 
     def continue_rows(
         self, tokens: Tensor, cache: KVCache, positions: Tensor | None, mask: Tensor | None

@@ -186,6 +186,17 @@ def test_rows_that_do_not_fit_are_refused(model, shelf):
             model(torch.tensor([[shelf.token("long"), *too_long]]))
 
 
+@pytest.mark.parametrize("next_words", [NextWords, fast.NextWords], ids=["plain", "fast"])
+def test_padding_may_lie_beyond_the_context(model, shelf, next_words):
+    """A short row with a long prefix beside one of plain GPT-2 that fills the context."""
+    short, full = draw([10, 120])
+    options = {"end": END, "max_new_tokens": 8, "next_words": next_words}
+    with shelf.attached(model):
+        found = beam_search(model, [[shelf.token("long"), *short], full], **options)
+    assert found[0] == alone(model, shelf, "long", lambda: beam_search(model, [short], **options)[0])
+    assert found[1] == beam_search(model, [full], **options)[0]
+
+
 def test_positions_of_ones_own_are_refused_at_the_start_of_a_row(model, shelf):
     with shelf.attached(model), pytest.raises(ValueError, match="a shelf sets positions and mask itself"):
         model(torch.tensor([[101, 1, 2]]), positions=torch.arange(3))
