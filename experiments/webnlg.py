@@ -33,8 +33,7 @@ from harness.settings import Settings
 from train import train
 
 ROOT = Path(__file__).resolve().parents[1]
-MODES = ("prefix", "finetune")
-RATES = (1e-3, 2e-3)
+RATES = {"prefix": (5e-4, 1e-3, 2e-3), "finetune": (1e-3, 2e-3, 4e-3)}
 SEARCH_STEPS = 300
 SCORES = ("BLEU", "METEOR", "TER", "NIST", "ROUGE_L", "CIDEr")
 PARTS = ("all", "seen", "unseen")
@@ -62,15 +61,15 @@ def settings_of(given: argparse.Namespace, mode: str, folder: str, **more) -> Se
 def search(given: argparse.Namespace) -> dict[str, float]:
     """mode -> the learning rate with the lowest validation loss."""
     rows = []
-    for mode in MODES:
-        for lr in RATES:
+    for mode, rates in RATES.items():
+        for lr in rates:
             folder = train(
                 settings_of(given, mode, f"search-{mode}-{lr:g}", lr=lr, max_steps=SEARCH_STEPS), resume=True
             )
             loss = json.loads(read_text(folder / "summary.json"))["valid_loss"]
             rows.append({"mode": mode, "lr": f"{lr:g}", "steps": SEARCH_STEPS, "valid_loss": number(loss, 6)})
     write_rows(given.out / "search.csv", SEARCH_COLUMNS, rows)
-    return {mode: float(min(of(rows, mode), key=lambda row: float(row["valid_loss"]))["lr"]) for mode in MODES}
+    return {mode: float(min(of(rows, mode), key=lambda row: float(row["valid_loss"]))["lr"]) for mode in RATES}
 
 
 def of(rows: list[dict], mode: str) -> list[dict]:
@@ -136,7 +135,7 @@ def main(argv: list[str] | None = None) -> None:
     set_allocator(plain=False)
     rates, rows = search(given), []
     for seed in given.seeds:
-        for mode in MODES:
+        for mode in RATES:
             length = {"prefix_len": 5} if mode == "prefix" else {}
             name = f"{mode}{length.get('prefix_len', '')}-seed{seed}"
             settings = settings_of(given, mode, name, lr=rates[mode], epochs=1, seed=seed, **length)
