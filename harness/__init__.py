@@ -12,4 +12,7 @@ files.py         errors in one sentence, atomic writes, locks
 download.py      downloads that resume and are verified
 safetensors.py   the safetensors format
 tensorflow.py    TensorFlow's checkpoint format
+gguf.py          the GGUF format
+vocabulary.py    byte-level BPE from a GGUF file or tokenizer.json
+llama_files.py   a Llama's files: where they are, configuration, names
 """

@@ -272,11 +272,14 @@ BAD_FLAGS = [
     ("--beam_size 201", "--beam_size 201"),  # two candidates a beam, and the model has 401 tokens
     ("--device nonsense", "--device nonsense cannot be used here"),
     ("--device hpu", "--device hpu cannot be used here"),
-    ("--model nonsense", "unknown model 'nonsense': use gpt2, gpt2-medium, gpt2-large, gpt2-xl, mini, or a folder"),
+    (
+        "--model nonsense",
+        "unknown model 'nonsense': use gpt2, gpt2-medium, gpt2-large, gpt2-xl, smollm2, mini, or a folder",
+    ),
     ("--model {place}/data", "data': use gpt2"),
     ("--weights {place}/nowhere.safetensors", "nowhere.safetensors does not exist"),
     ("--weights {place}/data", "data holds no checkpoint"),
-    ("--weights {place}/data/src1_test.txt", "src1_test.txt is not a checkpoint: name a .safetensors file"),
+    ("--weights {place}/data/src1_test.txt", "src1_test.txt is not a checkpoint: name a .safetensors or .gguf file"),
     ("--weights {place}/done/prefix.safetensors", "prefix.safetensors lacks wte.weight"),
     ("--mode finetune --init_text hello", "--init_text needs a mode with a prefix"),
     ("--init_text hello --prefix_len 100", "--prefix_len 100, but --init_text"),
@@ -405,7 +408,7 @@ def test_without_a_network_the_vocabulary_is_not_available(world, place, refused
 
 def test_without_a_network_the_weights_are_not_available(world, place, refused, monkeypatch):
     vocabulary = load_tokenizer(str(world / "model"))
-    monkeypatch.setattr(loop, "load_tokenizer", lambda model: vocabulary)
+    monkeypatch.setattr(loop, "load_tokenizer", lambda model, weights: vocabulary)
     complaint = refused(train.main, flags(world, place / "data", place / "new", "--model", "gpt2"))
     assert_says(complaint, "no weights for gpt2", "name cannot be resolved", "check the network", "--weights PATH")
 

@@ -521,7 +521,9 @@ def test_the_final_evaluation_uses_the_commands_dtype(world, tmp_path):
 
 def test_each_command_of_the_readme_has_a_folder_of_its_own(monkeypatch, world):
     if not os.environ.get("TIKTOKEN_CACHE_DIR") and not (SHARED / "tiktoken_cache").exists():
-        monkeypatch.setattr("harness.settings.load_tokenizer", lambda name: load_tokenizer(str(world / "model")))
+        monkeypatch.setattr(
+            "harness.settings.load_tokenizer", lambda name, weights=None: load_tokenizer(str(world / "model"))
+        )
     elif not os.environ.get("TIKTOKEN_CACHE_DIR"):
         monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(SHARED / "tiktoken_cache"))
     parser = argparse.ArgumentParser()
