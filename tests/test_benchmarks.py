@@ -16,6 +16,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import contenders  # (found through the line above)
 import decoding
+import mixed_batch
 import scorer
 import training
 import where_time_goes
@@ -454,3 +455,24 @@ def test_the_shares_of_a_step_are_what_was_measured():
     finetune = modes["finetune"]["tflop_per_s"] / modes["finetune"]["tflop_per_s_of_products"]
     derived = [f"{100 * share:.0f}", f"{alone:.0f}", f"{1 / share:.1f}", f"{100 * finetune:.0f}"]
     assert set(derived) <= set(re.findall(r"(?<![\w.])\d+(?:\.\d+)?", prose))
+
+
+def test_a_mixed_batch_is_timed_beside_batches_of_one_task(tmp_path, monkeypatch, capsys):
+    words = f"--rows 3 --new_tokens 2 --rounds 2 --dtype fp32 --out {tmp_path / 'out.json'}".split()
+    monkeypatch.setattr(sys, "argv", ["mixed_batch.py", *words])
+    mixed_batch.main()
+    report = json.loads((tmp_path / "out.json").read_text())
+    assert all(len(report["seconds"][kind]) == 2 and min(report["seconds"][kind]) > 0 for kind in mixed_batch.KINDS)
+    alone = [report["seconds"][kind][0] for kind in mixed_batch.KINDS if kind != "mixed"]
+    assert report["ratios"][0] == pytest.approx(report["seconds"]["mixed"][0] / statistics.fmean(alone))
+    assert f"mixed over one task: {statistics.median(report['ratios']):.3f}" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["mixed_batch.py", "--rows", "0"])
+    with pytest.raises(SystemExit):
+        mixed_batch.main()
+
+
+def test_the_front_page_states_what_a_mixed_batch_costs():
+    report = load_report("mixed_batch")
+    assert report["ratio"] <= 1.15
+    text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    assert f"A mixed batch took {report['ratio']:.2f} times as long as batches of one task" in text
