@@ -4,8 +4,12 @@ settings.py      the flags of the command line, and their defaults
 machine.py       device, number format, a description of the machine
 door.py          the one place that chooses between the plain path and fast/
 runs.py          a run's folder: its settings, its model, what it learned
+datasets.py      the data sets that --data names, and how each is scored
 checkpoints.py   logs and checkpoints that survive a kill
 loop.py          what is hung on train.py's loop: data, logs, validation, checkpoints
+shelves.py       a shelf of tasks in a folder
+tables.py        a file of requests in, a file of texts out
+report.py        the printed table of scores
 signals.py       Ctrl-C and shutdown end a run after its current step
 ranks.py         several processes, one run (torchrun)
 files.py         errors in one sentence, atomic writes, locks
@@ -15,4 +19,5 @@ tensorflow.py    TensorFlow's checkpoint format
 gguf.py          the GGUF format
 vocabulary.py    byte-level BPE from a GGUF file or tokenizer.json
 llama_files.py   a Llama's files: where they are, configuration, names
+webnlg_files.py  WebNLG's files and their checksums
 """
