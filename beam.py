@@ -138,12 +138,12 @@ def beam_search(
 ) -> list[list[int]]:
     """The best continuation found for each prompt, as token ids without the end token.
 
-    model       called as GPT2.forward is: (tokens, cache, positions, mask) -> logits
-    end         the token that ends a text
-    max_new_tokens   the longest text: for all prompts, or one number a prompt
-    banned      tokens never produced
-    next_words  NextWords, or a class with the same two methods
-    prompt_len  the length of a prompt for length_norm "total"; tasks.py does not count a task's token
+    model           called as GPT2.forward is: (tokens, cache, positions, mask) -> logits
+    end             the token that ends a text
+    max_new_tokens  the longest text: for all prompts, or one number a prompt
+    banned          tokens never produced
+    next_words      NextWords, or a class with the same two methods
+    prompt_len      the length of a prompt for length_norm "total"; tasks.py does not count a task's token
     Raises ValueError for an empty prompt, no beams, an unknown length_norm, or a vocabulary smaller than 2 K words.
     """
     K = beam_size

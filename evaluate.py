@@ -61,10 +61,10 @@ def decode(
     """A sentence for each source, in the order of the sources, by beam search in batches of similar length.
 
     max_new_tokens  as in beam_search, one number or one a source
-    batch_size    tables at a time. On two CPU cores, 64 took a tenth less time than 32 and a quarter less than 16
-    next_words    as in beam_search
-    show          print progress on a terminal
-    shelf         attached to the model: a source may begin with a task's token
+    batch_size      tables at a time. On two CPU cores, 64 took a tenth less time than 32 and a quarter less than 16
+    next_words      as in beam_search
+    show            print progress on a terminal
+    shelf           attached to the model: a source may begin with a task's token (tasks.py)
     Of several ranks each decodes every N-th batch, and receives all sentences.
     """
     encode = encode_prompt if shelf is None else shelf.encode_prompt
@@ -99,25 +99,27 @@ def decode_with(engine: Engine, model: GPT2, tokenizer: tiktoken.Encoding, sourc
 # ----------------------------------------------------------------------------- a run
 
 
-def evaluate_run(folder: str | Path, batch_size: int = 64, split: str = "test", **changes) -> dict[str, float]:
+def evaluate_run(folder: str | Path, batch_size: int = 64, split: str = "test", **changes) -> dict:
     """Decode and score a finished run: writes outputs.txt, scores.json and evaluation.json into its folder.
 
     split    "test", or "valid"
     changes  settings in place of the run's own, e.g. length_norm="none"
     The files of another split or search are named after it: outputs-valid-length_norm_none.txt.
-    Returns the scores on the reference scorer's scale.
+    Returns the scores on the reference scorer's scale; of several rows (WebNLG's categories), name -> scores.
     """
     folder = Path(folder)
     own = load_settings(folder)
     settings, model = load_run(folder, **changes)
     tokenizer = load_tokenizer(settings.model, settings.weights)
-    tests = settings.dataset.tests(split)
+    test_set = settings.dataset.test_set(split)
     limits = settings.prefix_len, settings.beam_size, settings.max_new_tokens, settings.skip_long
-    options = settings.search | {"max_new_tokens": check_context(model.config, tokenizer, tests.sources, *limits)}
+    options = settings.search | {"max_new_tokens": check_context(model.config, tokenizer, test_set.sources, *limits)}
     began = time.monotonic()
-    outputs = decode_with(settings.engine, model, tokenizer, tests.sources, **options, batch_size=batch_size, show=True)
+    outputs = decode_with(
+        settings.engine, model, tokenizer, test_set.sources, **options, batch_size=batch_size, show=True
+    )
     seconds = time.monotonic() - began
-    rows = ranks.on_rank_0(settings.dataset.score, outputs, tests)  # takes seconds: not worth sharding
+    rows = ranks.on_rank_0(settings.dataset.score, outputs, test_set)  # takes seconds: not worth sharding
     scores = rows if len(rows) > 1 else rows["all"]
     if ranks.rank() > 0:
         return scores
@@ -127,7 +129,7 @@ def evaluate_run(folder: str | Path, batch_size: int = 64, split: str = "test", 
     with write_atomic(folder / f"outputs{ending}.txt") as file:
         file.writelines(text + "\n" for text in outputs)
     write_json(folder / f"scores{ending}.json", scores)
-    evaluation = {"tables": len(outputs), "references": tests.described, **settings.search, "batch_size": batch_size}
+    evaluation = {"tables": len(outputs), "references": test_set.described, **settings.search, "batch_size": batch_size}
     evaluation |= {"decoding_seconds": round(seconds, 1), "machine": describe_machine(settings.device, settings.dtype)}
     write_json(folder / f"evaluation{ending}.json", evaluation | {"signature": settings.dataset.signature()})
     print(
@@ -135,8 +137,8 @@ def evaluate_run(folder: str | Path, batch_size: int = 64, split: str = "test", 
         f" (beam {settings.beam_size}, length_norm {settings.length_norm})"
     )
     named = {f"this run: {folder.name}" + (f", {name}" if len(rows) > 1 else ""): rows[name] for name in rows}
-    print_table(named, tests.described, published_for(tests.references), settings.dataset.signature())
-    for source, targets, output in list(zip(tests.sources, tests.references, outputs))[:3]:
+    print_table(named, test_set.described, published_for(test_set.references), settings.dataset.signature())
+    for source, targets, output in list(zip(test_set.sources, test_set.references, outputs))[:3]:
         print(f"\n  table      {source}\n  reference  {targets[0]}\n  output     {output}")
     return scores
 

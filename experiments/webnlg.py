@@ -81,7 +81,7 @@ def rows_of(settings: Settings, folder: Path) -> list[dict]:
     summary, scores, evaluation = (
         json.loads(read_text(folder / f"{name}.json")) for name in ("summary", "scores", "evaluation")
     )
-    entries = {part: len(indices) for part, indices in settings.dataset.tests("test").parts.items()}
+    entries = {part: len(indices) for part, indices in settings.dataset.test_set("test").parts.items()}
     machine = summary["machine"]
     same = {name: getattr(settings, name) for name in ("mode", "prefix_len", "seed", "batch_size", "beam_size")}
     same |= {"run": folder.name, "model": Path(settings.model).name, "lr": f"{settings.lr:g}"}

@@ -18,7 +18,7 @@ from metrics import fields, ter
 WEBNLG = "webnlg"  # --data webnlg: the official files, downloaded
 
 
-class Tests(NamedTuple):
+class TestSet(NamedTuple):
     """What is decoded, and what it is scored against."""
 
     sources: list[str]
@@ -52,7 +52,7 @@ class DataSet:
             examples = e2e_data.load_split(self.data, split)
         return [e2e_data.swapped(example) for example in examples] if self.reverse else examples
 
-    def tests(self, split: str) -> Tests:
+    def test_set(self, split: str) -> TestSet:
         """What is decoded of a split."""
         described = {None: "the paper's tokenised files", "mini": "the sample tables' own"}.get(self.data)
         if self.is_webnlg and not self.reverse:
@@ -60,17 +60,17 @@ class DataSet:
             sources, references = [entry.source for entry in entries], [entry.texts for entry in entries]
             rows = {name: [i for i, e in enumerate(entries) if e.seen is seen] for name, seen in SEEN.items()}
             parts = {"all": [*range(len(entries))]} | {name: rows[name] for name in rows if len(rows["unseen"])}
-            return Tests(sources, references, parts, "WebNLG 2017, all texts of an entry")
+            return TestSet(sources, references, parts, "WebNLG 2017, all texts of an entry")
         groups = group_references(self.examples(split))
         if described is None:
             described = WEBNLG if self.is_webnlg else str(e2e_data.find_split(Path(self.data), split))
-        return Tests(list(groups), list(groups.values()), {"all": [*range(len(groups))]}, described)
+        return TestSet(list(groups), list(groups.values()), {"all": [*range(len(groups))]}, described)
 
-    def score(self, outputs: list[str], tests: Tests) -> dict[str, dict[str, float]]:
+    def score(self, outputs: list[str], test_set: TestSet) -> dict[str, dict[str, float]]:
         """Name of a row -> its scores."""
         rows = {}
-        for name, indices in tests.parts.items():
-            hypotheses, references = [outputs[i] for i in indices], [tests.references[i] for i in indices]
+        for name, indices in test_set.parts.items():
+            hypotheses, references = [outputs[i] for i in indices], [test_set.references[i] for i in indices]
             if self.reverse:
                 rows[name] = fields.score(hypotheses, references)
             else:

@@ -287,9 +287,9 @@ def test_the_reverse_task_reads_the_sentence_and_writes_the_table(world):
     for split in ("train", "test"):
         pairs = [(target.strip(), source) for source, target in forward.examples(split)]
         assert [tuple(example) for example in reverse.examples(split)] == pairs
-    tests = reverse.tests("test")
-    assert all(table.startswith("name : ") for tables in tests.references for table in tables)
-    perfect = reverse.score([tables[0] for tables in tests.references], tests)
+    test_set = reverse.test_set("test")
+    assert all(table.startswith("name : ") for tables in test_set.references for table in tables)
+    perfect = reverse.score([tables[0] for tables in test_set.references], test_set)
     assert perfect == {"all": {"precision": 1.0, "recall": 1.0, "F1": 1.0, "exact": 1.0}}
 
 

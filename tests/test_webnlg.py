@@ -29,30 +29,30 @@ def no_meteor(monkeypatch, tmp_path):
 
 def test_entries_are_scored_for_all_seen_and_unseen_categories(release, capsys):
     data = DataSet(str(release))
-    tests = data.tests("test")
-    assert tests.parts == {"all": [0, 1], "seen": [0], "unseen": [1]} and len(tests.references[0]) == 2
+    test_set = data.test_set("test")
+    assert test_set.parts == {"all": [0, 1], "seen": [0], "unseen": [1]} and len(test_set.references[0]) == 2
     outputs = ["One .", "D is a C ."]
-    rows = data.score(outputs, tests)
+    rows = data.score(outputs, test_set)
     assert list(rows) == ["all", "seen", "unseen"]
     for part, i in (("seen", 0), ("unseen", 1)):
-        assert rows[part]["BLEU"] == metrics.score([outputs[i]], [tests.references[i]])["BLEU"]
-        words = [ter.tokenize(ter.as_webnlg(text)) for text in (outputs[i], *tests.references[i])]
+        assert rows[part]["BLEU"] == metrics.score([outputs[i]], [test_set.references[i]])["BLEU"]
+        words = [ter.tokenize(ter.as_webnlg(text)) for text in (outputs[i], *test_set.references[i])]
         assert rows[part]["TER"] == ter.ter(words[:1], [words[1:]])[0]
-    print_table(rows, tests.described, {}, data.signature())
+    print_table(rows, test_set.described, {}, data.signature())
     printed = capsys.readouterr().out
     assert printed.split("\n")[1].split() == ["BLEU", "NIST", "NIST_perl", "METEOR", "ROUGE_L", "CIDEr", "TER"]
     assert "|TER:" in printed and "METEOR is not available" in printed
 
 
 def test_all_entries_of_a_validation_set_are_scored_though_two_have_the_same_source(release):
-    tests = DataSet(str(release)).tests("valid")
-    assert tests.sources == ["Feast : place : Ohio"] * 2 and tests.references == [["One.", "Two."], ["Three."]]
+    test_set = DataSet(str(release)).test_set("valid")
+    assert test_set.sources == ["Feast : place : Ohio"] * 2 and test_set.references == [["One.", "Two."], ["Three."]]
 
 
 def test_the_quirk_of_the_papers_strings_is_a_flag(release):
     quirk = Settings(data=str(release), paper_quirk=True).resolve().dataset
     assert [source[:3] for source, _ in quirk.examples("train")] == [" | "]
-    assert [source[:3] for source in quirk.tests("test").sources] == ["Fea", " | "]
+    assert [source[:3] for source in quirk.test_set("test").sources] == ["Fea", " | "]
     with pytest.raises(InputError, match="--paper_quirk is about WebNLG"):
         Settings(data="mini", paper_quirk=True).resolve()
 
@@ -134,12 +134,12 @@ def test_the_recorded_outputs_scored_again_give_the_rows():
     if not folder.is_dir():
         pytest.skip("WebNLG's files are not at hand (../shared/webnlg)")
     data = DataSet(str(folder))
-    tests = data.tests("test")
+    test_set = data.test_set("test")
     rows = recorded()
     for run in dict.fromkeys(row["run"] for row in rows):
         outputs = (RESULTS / "outputs" / f"{run}.txt").read_text(encoding="utf-8").split("\n")[:-1]
-        scores = data.score(outputs, tests)
+        scores = data.score(outputs, test_set)
         for row in (row for row in rows if row["run"] == run):
-            assert int(row["entries"]) == len(tests.parts[row["part"]])
+            assert int(row["entries"]) == len(test_set.parts[row["part"]])
             for name in ("BLEU", "TER", "NIST", "ROUGE_L", "CIDEr"):
                 assert float(row[name]) == pytest.approx(scores[row["part"]][name], abs=1e-6)
