@@ -272,14 +272,14 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
-        description="Decode and score a run, or score outputs against references.",
+        description="Decode and score a run, ask a run or a shelf of tasks, or score outputs against references.",
     )
     run = parser.add_argument_group("decode a run and score it")
     run.add_argument("--run", help="a folder that train.py wrote")
-    run.add_argument("--table", help="write a sentence for this table only: 'name : Blue Spice | area : riverside'")
+    run.add_argument("--table", help="answer this request only: 'name : Blue Spice | area : riverside'")
     run.add_argument("--split", choices=("test", "valid"), help="what to decode (default: test)")
-    run.add_argument("--batch_size", type=int, help="tables decoded at a time (default: 64)")
-    add_flags(run, OWN, default="the run's own")
+    run.add_argument("--batch_size", type=int, help="requests decoded at a time (default: 64)")
+    add_flags(run, OWN, default="the run's own; of a shelf: its model's, and those of train.py")
     add_flags(run, HERE)
     shelf = parser.add_argument_group("ask a shelf of tasks (or a run)")
     shelf.add_argument("--shelf", help="a folder that train.py --task wrote; alone: list its tasks")

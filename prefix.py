@@ -76,7 +76,7 @@ class Hooks(nn.Module):
         self.current: Tensor | None = None  # the activations that the current forward pass uses
 
     def attach(self, model: GPT2):
-        """Set the hooks: every sequence that `model` reads now begins with this prefix. Returns self.
+        """Set the hooks: what `model` reads is now read with this prefix, or this shelf's. Returns self.
 
         Raises InputError if the prefix does not fit the model, or either of the two is attached already.
         """
@@ -85,7 +85,7 @@ class Hooks(nn.Module):
         if self.attached_to:
             raise InputError(f"this {self.kind} is attached to a model already: detach it first")
         if model.input_hook is not None or any(attn.kv_hook is not None for attn in model.attentions):
-            raise InputError("this model has a prefix already: detach it first")
+            raise InputError("this model has a prefix or a shelf already: detach it first")
         self.attached_to = [model]
         model.input_hook = self.before_pass
         for layer, attn in enumerate(model.attentions):

@@ -36,7 +36,7 @@ from gpt2 import GPT2Config, KVCache, causal_mask
 from harness.files import InputError
 from prefix import Hooks, Infix, Prefix
 
-TOKEN = re.compile(r"<\|([^|<>]*)\|>")
+TOKEN = re.compile(r"<\|(.*?)\|>")
 
 
 class Shelf(Hooks):
@@ -51,6 +51,7 @@ class Shelf(Hooks):
         super().__init__(config)
         self.names: list[str] = []
         self.prefixes = nn.ModuleList()
+        self.place: Tensor | None = None  # [B], where in `current` each row's prefix is
         for name, prefix in (tasks or {}).items():
             self.add(name, prefix)
 
@@ -88,7 +89,7 @@ class Shelf(Hooks):
             return self.continue_rows(tokens, cache, positions, mask)
         task = tokens[:, 0] - V  # [B], below 0: no task
         if (tokens[:, 1:] >= V).any() or (task >= len(self.names)).any():
-            raise ValueError("a task token in the middle of a row, or of no task on the shelf")
+            raise InputError("a task token in the middle of a row, or of no task on the shelf: a row begins with it")
         called = sorted({i for i in task.tolist() if i >= 0})
         if not called:
             self.current = None
@@ -147,13 +148,12 @@ class Shelf(Hooks):
         positions  [R, T] as the caller counts: the tokens of the row that came before
         """
         if (tokens >= self.config.vocab_size).any():
-            raise ValueError("a task token in the middle of a row")
+            raise InputError("a task token in the middle of a row: a row begins with it")
         if cache.rows is None:  # no row called a task
             return tokens, positions, mask
         R, T = tokens.shape
-        visible = cache.rows.repeat_interleave(
-            R // len(cache.rows), 0
-        )  # [R, P + 1]: a row of the cache may have K beams
+        # A row of the cache may have K beams.
+        visible = cache.rows.repeat_interleave(R // len(cache.rows), 0)  # [R, P + 1]
         S = cache.length + T if mask is None else mask.size(-1)
         if mask is None:
             mask = causal_mask(T, S, tokens.device)
@@ -161,6 +161,8 @@ class Shelf(Hooks):
         if positions is None:
             hidden = (~visible).sum(1, keepdim=True)  # [R, 1]
             positions = torch.arange(cache.length, S, device=tokens.device) - hidden
+            if positions.max() >= self.config.n_positions:
+                raise ValueError(f"a prefix and its tokens do not fit into {self.config.n_positions} positions")
         else:
             positions = positions + visible.sum(1, keepdim=True) - 1  # + P, and - 1 for a task token
         return tokens, positions, mask
@@ -179,11 +181,11 @@ class Shelf(Hooks):
         Returns [n + 1, P, 2 L, H, D] and the lengths without the filling [n + 1].
         """
         (model,) = self.attached_to
-        all = [self.prefixes[i].activations(model) for i in called]  # each [P_i, 2 L, H, D]
-        lengths = [len(activations) for activations in all] + [0]
-        all.append(all[0][:0])
-        stacked = [F.pad(a, (0, 0) * 3 + (max(lengths) - len(a), 0)) for a in all]
-        return torch.stack(stacked), torch.tensor(lengths)
+        called_ones = [self.prefixes[i].activations(model) for i in called]  # each [P_i, 2 L, H, D]
+        rows = [*called_ones, called_ones[0][:0]]
+        lengths = [len(row) for row in rows]
+        filled = [F.pad(row, (0, 0) * 3 + (max(lengths) - len(row), 0)) for row in rows]
+        return torch.stack(filled), torch.tensor(lengths)
 
     # ------------------------------------------------------------------- text
 
@@ -211,5 +213,7 @@ def split_request(request: str) -> tuple[str | None, str]:
 
 def check_name(name: str) -> None:
     """Raise InputError unless `<|name|>` can be a task's token."""
-    if not re.fullmatch(r"[A-Za-z0-9-]+", name) or f"<|{name}|>" == END:
-        raise InputError(f"{name!r} cannot be a task's name: use letters, digits and '-', and not GPT-2's endoftext")
+    if not re.fullmatch(r"[A-Za-z0-9-]{1,64}", name) or f"<|{name}|>" == END:
+        raise InputError(
+            f"{name[:80]!r} cannot be a task's name: use up to 64 letters, digits and '-', and not GPT-2's endoftext"
+        )

@@ -128,7 +128,7 @@ order_of_epoch = functools.lru_cache(maxsize=1)(epoch_order)  # shuffled once fo
 def main(argv: list[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(
-        allow_abbrev=False, description="Prefix-tune (or fine-tune) GPT-2 on E2E. The defaults are the paper's."
+        allow_abbrev=False, description="Prefix-tune (or fine-tune) GPT-2. The defaults are the paper's for E2E."
     )
     add_flags(parser)
     parser.add_argument("--resume", action="store_true", help="continue the run in --out from its last checkpoint")
@@ -142,7 +142,7 @@ def main(argv: list[str] | None = None) -> None:
         if not no_eval:
             evaluate_run(folder, **{name: flags[name] for name in ("device", "dtype", "plain") if name in flags})
         if settings.task is not None:
-            ranks.on_rank_0(shelves.put, folder, settings.shelf)
+            ranks.on_rank_0(shelves.put, folder, settings.task, settings.shelf)
     except KeyboardInterrupt:
         print("\nstopped; the same command with --resume continues", file=sys.stderr)
         sys.exit(130)

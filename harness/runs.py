@@ -85,7 +85,7 @@ def save_learned(model: GPT2, prefix: Prefix | None, path: Path, mode: str, name
 # ----------------------------------------------------------------------------- the folder
 
 # What may change when a run is resumed: it does not change what is learned, and is not needed later.
-FREE = ("out", "device", "log_every", "checkpoint_every", "shelf")
+FREE = ("out", "device", "log_every", "checkpoint_every", "task", "shelf")
 
 
 def open_folder(settings: Settings, resume: bool) -> Path:

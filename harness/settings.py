@@ -61,7 +61,9 @@ class Settings:
                             kind=str)  # fmt: skip
     reverse: bool = flag(False, "read the sentence and write the table")
     paper_quirk: bool = flag(False, "WebNLG: ' | ' in front of the first triple too, as in the paper's code")
-    skip_long: bool = flag(False, "leave out examples longer than the context; longer texts end where it ends")
+    skip_long: bool = flag(
+        False, "leave out examples longer than the context; in decoding, a text ends where the context ends"
+    )
     train_examples: int | None = flag(None, "train on this many examples only, drawn by --seed (low data)", kind=int)
     # optimisation: AdamW, linear decay to 0
     lr: float | None = flag(None, "learning rate (default: 8e-5, fine-tuning 5e-5; for mini 1e-3)", kind=float)
@@ -140,6 +142,8 @@ class Settings:
             raise InputError("--prefix_len and --no_reparam need a mode with a prefix: fine-tuning has none")
         if new.paper_quirk and not new.dataset.is_webnlg:
             raise InputError("--paper_quirk is about WebNLG's source strings: leave it out")
+        if new.paper_quirk and (new.reverse or new.task is not None):
+            raise InputError("--paper_quirk goes with neither --reverse nor --task: leave it out")
         if new.init_text is not None and not new.init_text.strip():
             raise InputError("--init_text is empty: name some words, e.g. 'table-to-text:'")
         new.prefix_len = resolve_prefix_len(new)

@@ -1,18 +1,19 @@
-"""A shelf of tasks in a folder (tasks.py): two files a task, so that a new task leaves the others as they are.
+"""A shelf of tasks in a folder (tasks.py): one file a task, so that a new task leaves the others as they are.
 
-shelves/mine/e2e.safetensors    what load_prefix reads; its metadata say which task and which model
-             e2e.json           how it was trained, and its scores
+shelves/mine/e2e.safetensors    what load_prefix reads. Its metadata say which task and which model, and its scores
 """
 
 import hashlib
 import json
+import os
 from pathlib import Path
 
 import torch
 
 from gpt2 import GPT2
 from harness.files import InputError, lock_folder, read_text
-from harness.runs import load_run, trained_file, write_json
+from harness.report import PERCENT
+from harness.runs import load_run, trained_file
 from harness.safetensors import read_safetensors, write_safetensors
 from harness.settings import Settings
 from prefix import load_prefix
@@ -43,8 +44,9 @@ def check_free(settings: Settings, model: GPT2) -> None:
     folder = Path(settings.shelf)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--shelf {folder} is a file: name a folder")
+    of_model = fingerprint(model)
     for path in files_of(folder).values():
-        check_model(path, read_safetensors(path)[1], model)
+        check_model(path, read_safetensors(path)[1], of_model)
     path = folder / f"{settings.task}.safetensors"
     if path.exists() and not holds(path, trained_file(settings.out, finetunes=False)):
         raise InputError(f"{path} exists: choose another --task, or another --shelf")
@@ -58,32 +60,32 @@ def holds(path: Path, learned: Path) -> bool:
     return ours.keys() == its.keys() and all(torch.equal(ours[name], its[name]) for name in ours)
 
 
-def put(run: str | Path, shelf: str | None = None) -> Path:
-    """Put what a finished run has learned on a shelf (None: its own), with its scores if any; returns the file.
+def put(run: str | Path, task: str, shelf: str | None = None) -> Path:
+    """Put what a finished run has learned on a shelf, with its scores if it has any; returns the file.
 
-    Raises InputError where the name is taken. Nothing is overwritten, and the other tasks' files are not touched.
+    shelf  None: shelves/mine
+    If it is there already, only its scores are brought up to date. Raises InputError where another run has the name.
+    Nothing else is overwritten, and the other tasks' files are not touched.
     """
     run = Path(run)
-    settings, model = load_run(run, device="cpu", dtype="fp32", plain=True, **({"shelf": shelf} if shelf else {}))
-    folder, learned = Path(settings.shelf), trained_file(run, finetunes=False)
+    changes = {"task": task} | ({"shelf": shelf} if shelf else {})
+    settings, model = load_run(run, device="cpu", dtype="fp32", plain=True, **changes)
+    folder, learned, scores = Path(settings.shelf), trained_file(run, finetunes=False), run / "scores.json"
     folder.mkdir(parents=True, exist_ok=True)
     with lock_folder(folder):  # of two runs that end at the same time, one finds the other's file
         check_free(settings, model)
-        path = folder / f"{settings.task}.safetensors"
-        if path.exists():
-            print(f"the task {settings.task!r} is on the shelf {folder} already")
-            return path
+        path = folder / f"{task}.safetensors"
         tensors, about = read_safetensors(learned)
-        about |= {"task": settings.task, "model": settings.model, "fingerprint": fingerprint(model)}
+        about |= {"task": task, "model": settings.model, "fingerprint": fingerprint(model)}
         if settings.weights is not None:
             about["weights"] = settings.weights
-        scores = run / "scores.json"
-        card = {"token": f"<|{settings.task}|>", "data": settings.data, "reverse": settings.reverse}
-        card |= {"mode": settings.mode, "prefix_len": settings.prefix_len}
-        card["scores"] = json.loads(read_text(scores)) if scores.exists() else None
-        write_json(path.with_suffix(".json"), card)
+        if scores.exists():
+            about["scores"] = json.dumps(json.loads(read_text(scores)))
+        if path.exists() and read_safetensors(path)[1] == about:
+            print(f"<|{task}|> is on the shelf {folder} already")
+            return path
         write_safetensors(path, {name: tensor.clone() for name, tensor in tensors.items()}, about)
-    print(f"<|{settings.task}|> is on the shelf {folder}: {path.stat().st_size:,} bytes")
+    print(f"<|{task}|> is on the shelf {folder}: {path.stat().st_size:,} bytes")
     return path
 
 
@@ -102,25 +104,37 @@ def load_shelf(folder: str | Path, **changes) -> tuple[Settings, GPT2, Shelf]:
             f"{folder} is not a shelf: it holds no task; train one with train.py --task NAME --shelf FOLDER"
         )
     about = {name: read_safetensors(path)[1] for name, path in files.items()}
-    first = next(iter(about.values()))
-    where = {name: first[name] for name in ("model", "weights") if name in first}
-    settings = Settings(**(where if "model" not in changes else {}) | changes).resolve()
-    model = load_model(settings.model, settings.weights)
-    shelf = Shelf(model.config)
     for name, path in files.items():
-        check_model(path, about[name], model)
+        check_task(path, about[name])
+    first = next(iter(about.values()))
+    where = {name: first[name] for name in ("model", "weights") if name in first and "model" not in changes}
+    try:
+        settings = Settings(**where | changes).resolve()
+        model = load_model(settings.model, settings.weights)
+    except InputError as error:
+        if "model" in changes or os.path.exists(first.get("model", "")) or not os.path.isabs(first.get("model", "")):
+            raise
+        raise InputError(f"{error}; the shelf was made elsewhere: name your copy of the model with --model") from None
+    shelf, of_model = Shelf(model.config), fingerprint(model)
+    for name, path in files.items():
+        check_model(path, about[name], of_model)
         shelf.add(name, load_prefix(path, model.config))
     return settings, settings.engine.to_device_and_freeze(model, shelf.requires_grad_(False)).eval(), shelf
 
 
-def check_model(path: Path, about: dict[str, str], model: GPT2) -> None:
-    """Raise InputError unless a file of a shelf was made for this model."""
-    if about.get("task") != path.stem:
-        raise InputError(f"{path} is not the file of a task on a shelf: take it out of the folder")
-    if about.get("fingerprint") != fingerprint(model):
+def check_model(path: Path, about: dict[str, str], of_model: str) -> None:
+    """Raise InputError unless a file of a shelf was made for the model with this fingerprint."""
+    check_task(path, about)
+    if about.get("fingerprint") != of_model:
         raise InputError(
             f"{path} was made for another model ({about.get('model')}): use that model, or another --shelf"
         )
+
+
+def check_task(path: Path, about: dict[str, str]) -> None:
+    """Raise InputError unless a file is a task's, by the metadata that `put` writes."""
+    if about.get("task") != path.stem:
+        raise InputError(f"{path} is not the file of a task on a shelf: take it out of the folder")
 
 
 def describe(folder: str | Path) -> str:
@@ -128,16 +142,16 @@ def describe(folder: str | Path) -> str:
     lines = []
     for name, path in files_of(Path(folder)).items():
         tensors, about = read_safetensors(path)
+        check_task(path, about)
         (values,) = tensors.values()
-        card = path.with_suffix(".json")
         try:
-            scores = json.loads(read_text(card)).get("scores") if card.exists() else None
-        except (ValueError, AttributeError):
-            raise InputError(f"{card} is damaged: restore it, or delete it") from None
+            scores = spelled(json.loads(about.get("scores", "{}")))
+        except (ValueError, AttributeError, TypeError, RecursionError):
+            raise InputError(f"{path}: the scores in its metadata are damaged: put the task there again") from None
         what = (
             f"{about.get('mode')} of {len(values)} positions, {values.numel():,} numbers, {path.stat().st_size:,} bytes"
         )
-        lines.append(f"<|{name}|>  {what}  {spelled(scores)}")
+        lines.append(f"<|{name}|>  {what}  {scores}")
     if not lines:
         raise InputError(
             f"{folder} is not a shelf: it holds no task; train one with train.py --task NAME --shelf FOLDER"
@@ -145,10 +159,10 @@ def describe(folder: str | Path) -> str:
     return "\n".join(lines)
 
 
-def spelled(scores: dict | None) -> str:
-    """`BLEU 0.520  NIST 3.84 ...`; of several rows, the first."""
+def spelled(scores: dict) -> str:
+    """`BLEU 52.00  NIST 3.84 ...`, on the scale of the printed table; of several rows, the first."""
     if not scores:
         return "not scored"
     if isinstance(first := next(iter(scores.values())), dict):
         scores = first
-    return "  ".join(f"{name} {value:.3f}" for name, value in scores.items())
+    return "  ".join(f"{name} {100 * value if name in PERCENT else value:.2f}" for name, value in scores.items())

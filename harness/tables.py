@@ -12,6 +12,7 @@ are answered as they come, a batch at a time.
 import csv
 import io
 import itertools
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -42,6 +43,8 @@ def answer_file(
     """
     if "-" not in (tables, out) and Path(tables).resolve() == Path(out).resolve():
         raise InputError(f"--out {out} would overwrite the requests: choose another file")
+    if out != "-" and Path(out).is_dir():
+        raise InputError(f"--out {out} is a folder: name a file")
     requests = prepared(read_requests(tables), prepare)
     total = None
     if tables != "-":
@@ -50,13 +53,14 @@ def answer_file(
         if not total:
             raise InputError(f"{tables} holds no request: write one a line")
     began, done = time.monotonic(), 0
+    shows = sys.stderr.isatty() and not (out == "-" and sys.stdout.isatty())  # or the line would be between the texts
     requests = iter(requests)
     with nullcontext(sys.stdout) if out == "-" else write_atomic(Path(out)) as file:
         while batch := list(itertools.islice(requests, batch_size)):
             file.writelines(text + "\n" for text in answer(batch))
             file.flush()
             done += len(batch)
-            if sys.stderr.isatty() and total is not None:
+            if shows and total is not None:
                 left = (time.monotonic() - began) / done * (total - done)
                 line = f"\ranswered {done}/{total}, {left:.0f} s left "
                 print(line, end="\n" if done == total else "", file=sys.stderr)
@@ -79,21 +83,21 @@ def read_requests(tables: str) -> Iterator[Request]:
     path = Path(tables)
     if path.suffix.lower() == ".csv":
         return of_csv(path)
-    return of_lines(read_text(path).splitlines(), str(path))
+    return of_lines(read_text(path).removesuffix("\n").split("\n"), str(path))  # splitlines() splits at U+2028 too
 
 
 def standard_input() -> Iterator[str]:
     """Its lines, as they come. Raises InputError for bytes that are not UTF-8."""
     for number, line in enumerate(sys.stdin.buffer, start=1):
         try:
-            yield line.decode("utf-8")
+            yield line.decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError as error:
             raise InputError(f"standard input, line {number}: not UTF-8 ({error.reason}): convert it") from None
 
 
 def of_lines(lines, name: str) -> Iterator[Request]:
     for number, line in enumerate(lines, start=1):
-        text = line.rstrip("\r\n").split("||")[0]
+        text = re.match(r"\s*(<\|.*?\|>)?((?!\|\|).)*", line.rstrip("\r\n"))[0]
         if not text.strip():
             raise InputError(f"{name}, line {number}: no request; write one on each line")
         yield Request(text.strip(), f"{name}, line {number}")

@@ -17,7 +17,7 @@ from harness import shelves
 from harness.files import InputError
 from harness.loop import Run
 from harness.runs import load_run
-from harness.safetensors import read_safetensors
+from harness.safetensors import read_safetensors, write_safetensors
 from harness.tables import read_requests
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -68,10 +68,8 @@ TABLES = [
 ]
 
 
-def test_a_shelf_holds_two_files_a_task_and_lists_them(shelf, capsys):
-    assert set(contents(shelf)) == {
-        f"{name}.{end}" for name in ("e2e", "long", "table") for end in ("safetensors", "json")
-    }
+def test_a_shelf_holds_a_file_a_task_and_lists_them(shelf, capsys):
+    assert set(contents(shelf)) == {f"{name}.safetensors" for name in ("e2e", "long", "table")}
     evaluate.main(["--shelf", str(shelf)])
     lines = capsys.readouterr().out.splitlines()
     assert [line.split("  ")[0] for line in lines] == ["<|e2e|>", "<|long|>", "<|table|>"]
@@ -119,7 +117,7 @@ def test_a_new_task_leaves_the_others_files_and_texts(shelf, world, tmp_path, ca
     )
     capsys.readouterr()
     after = contents(mine)
-    assert {name: after[name] for name in before} == before and set(after) - set(before) == {"a.json", "a.safetensors"}
+    assert {name: after[name] for name in before} == before and set(after) - set(before) == {"a.safetensors"}
     evaluate.main(["--shelf", str(mine), *ask])
     assert capsys.readouterr().out == text
 
@@ -133,6 +131,18 @@ def test_a_run_that_is_on_the_shelf_is_not_put_there_twice_and_goes_to_another_o
     assert "is on the shelf" in capsys.readouterr().out and contents(shelf) == before
     train.main([*words, "--shelf", str(tmp_path / "other")])
     assert contents(tmp_path / "other")["e2e.safetensors"] == before["e2e.safetensors"]
+    train.main([*words[:-4], "--task", "second-name", "--resume", "--no_eval", "--shelf", str(tmp_path / "other")])
+    assert set(contents(tmp_path / "other")) == {"e2e.safetensors", "second-name.safetensors"}
+
+
+def test_a_run_that_is_scored_after_it_was_put_on_the_shelf_brings_its_scores_there(world, tmp_path, capsys):
+    words = [*flags(world, tmp_path / "run"), "--task", "late", "--shelf", str(tmp_path / "mine")]
+    train.main([*words, "--no_eval"])
+    assert shelves.describe(tmp_path / "mine").endswith("not scored")
+    train.main([*words, "--resume"])
+    assert "BLEU" in shelves.describe(tmp_path / "mine")
+    run = json.loads((tmp_path / "run" / "scores.json").read_text())
+    assert f"ROUGE_L {100 * run['ROUGE_L']:.2f}" in shelves.describe(tmp_path / "mine")
 
 
 def test_a_run_itself_answers_a_file_too(shelf, tmp_path, capsys):
@@ -212,6 +222,7 @@ def test_requests_that_cannot_be_answered_are_refused_with_their_line_and_nothin
         "<|e2e|> name : X\n<|none|> name : Y\n": "line 2: no task 'none' on the shelf: it holds e2e, long, table",
         "<|e2e|> name : X\n\n": "in.txt, line 2: no request",
         "<|e2e|>\n": "in.txt, line 1: the table is empty",
+        "<||> name : X\n": "in.txt, line 1: no task ''",
         "<|e2e|> " + "name : X | " * 60 + "\n": "in.txt, line 1: the table 'name : X",
     }.items():
         (tmp_path / "in.txt").write_text(lines)
@@ -221,6 +232,20 @@ def test_requests_that_cannot_be_answered_are_refused_with_their_line_and_nothin
     (tmp_path / "empty.txt").write_text("")
     words = ["--shelf", shelf, "--tables", tmp_path / "empty.txt", "--out", tmp_path / "out.txt"]
     assert "is empty" in refused(capsys, evaluate.main, *words)
+
+
+def test_lines_end_at_line_feeds_only_and_begin_after_a_byte_order_mark(tmp_path, monkeypatch):
+    lines = ["<|e2e|> a\u2028b || c\r\n", "d\x0be\n"]
+    (tmp_path / "in.txt").write_bytes("".join(lines).encode("utf-8-sig"))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO((tmp_path / "in.txt").read_bytes())))
+    for name in (str(tmp_path / "in.txt"), "-"):
+        assert [request.text for request in read_requests(name)] == ["<|e2e|> a\u2028b", "d\x0be"]
+
+
+def test_an_output_folder_is_refused_before_anything_is_decoded(shelf, tmp_path, capsys, monkeypatch):
+    (tmp_path / "in.txt").write_text(TABLES[0] + "\n")
+    monkeypatch.setattr(evaluate, "beam_search", None)
+    refused(capsys, evaluate.main, "--shelf", shelf, "--tables", tmp_path / "in.txt", "--out", tmp_path)
 
 
 def test_damaged_tables_are_refused(shelf, tmp_path, capsys, monkeypatch):
@@ -248,8 +273,27 @@ def test_what_is_no_shelf_is_refused(shelf, tmp_path, capsys):
     (mine / "renamed.safetensors").write_bytes(b"damaged")
     assert "renamed.safetensors" in refused(capsys, evaluate.main, "--shelf", mine)
     (mine / "renamed.safetensors").unlink()
-    (mine / "e2e.json").write_text("{")
-    assert "e2e.json is damaged" in refused(capsys, evaluate.main, "--shelf", mine)
+    tensors, about = read_safetensors(mine / "e2e.safetensors")
+    for damaged in ("{", "[1, 2]", '{"BLEU": null}', '{"BLEU": "x"}'):
+        write_safetensors(mine / "e2e.safetensors", {"prefix": tensors["prefix"].clone()}, about | {"scores": damaged})
+        assert "the scores in its metadata are damaged" in refused(capsys, evaluate.main, "--shelf", mine)
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "prefix.safetensors"])
+def test_a_folder_of_a_model_or_a_run_is_no_shelf(shelf, world, capsys, file):
+    folder = world / "model" if file == "model.safetensors" else shelf.parent / "runs" / "e2e"
+    for words in ([], ["--text", "x"]):
+        assert f"{file} is not the file of a task" in refused(capsys, evaluate.main, "--shelf", folder, *words)
+
+
+def test_a_shelf_whose_model_is_elsewhere_says_how_to_name_it(shelf, tmp_path, capsys):
+    mine = shutil.copytree(shelf, tmp_path / "mine")
+    for path in mine.iterdir():
+        tensors, about = read_safetensors(path)
+        own = {name: tensor.clone() for name, tensor in tensors.items()}
+        write_safetensors(path, own, about | {"model": "/nowhere/model"})
+    complaint = refused(capsys, evaluate.main, "--shelf", mine, "--text", TABLES[1])
+    assert "name your copy of the model with --model" in complaint
 
 
 @pytest.mark.parametrize(
@@ -273,10 +317,7 @@ def test_a_killed_training_leaves_the_shelf_as_it_was(shelf, world, tmp_path, mo
         with monkeypatch.context() as patch, pytest.raises(Killed):
             patch.setattr(where, name, die)
             train.main([*flags(world, tmp_path / name), "--task", "new", "--shelf", str(shelf)])
-        after = contents(shelf)
-        assert {file: after[file] for file in before} == before and "new.safetensors" not in after
-        assert set(shelves.files_of(shelf)) == {"e2e", "long", "table"}
-    (shelf / "new.json").unlink()
+        assert contents(shelf) == before
 
 
 # ----------------------------------------------------------------------------- the reverse task

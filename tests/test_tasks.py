@@ -166,14 +166,14 @@ def test_ids_of_task_tokens_lie_beyond_the_vocabulary_and_stay_when_a_task_is_ad
     ids=["middle", "twice", "end", "no such task"],
 )
 def test_a_task_token_elsewhere_is_refused(model, shelf, tokens):
-    with shelf.attached(model), pytest.raises(ValueError, match="a task token in the middle of a row"):
+    with shelf.attached(model), pytest.raises(InputError, match="a task token in the middle of a row"):
         model(torch.tensor(tokens))
 
 
 def test_a_task_token_in_the_cached_part_of_a_row_is_refused(model, shelf):
     with shelf.attached(model):
         model(torch.tensor([[101, 1, 2]]), cache := KVCache())
-        with pytest.raises(ValueError, match="a task token in the middle of a row"):
+        with pytest.raises(InputError, match="a task token in the middle of a row"):
             model(torch.tensor([[101]]), cache)
 
 
@@ -197,6 +197,15 @@ def test_padding_may_lie_beyond_the_context(model, shelf, next_words):
     assert found[1] == beam_search(model, [full], **options)[0]
 
 
+def test_a_cached_row_that_outgrows_the_context_is_refused(model, shelf):
+    (prompt,) = draw([100])
+    with shelf.attached(model):
+        model(torch.tensor([[shelf.token("long"), *prompt]]), cache := KVCache())
+        model(torch.tensor([[1] * 8]), cache)
+        with pytest.raises(ValueError, match="do not fit into 128 positions"):
+            model(torch.tensor([[1]]), cache)
+
+
 def test_positions_of_ones_own_are_refused_at_the_start_of_a_row(model, shelf):
     with shelf.attached(model), pytest.raises(ValueError, match="a shelf sets positions and mask itself"):
         model(torch.tensor([[101, 1, 2]]), positions=torch.arange(3))
@@ -218,7 +227,7 @@ def test_a_name_twice_an_unknown_task_and_a_prefix_of_another_model_are_refused(
 
 
 def test_a_shelf_and_a_prefix_are_not_attached_together(model, shelf):
-    with shelf.attached(model), pytest.raises(InputError, match="this model has a prefix already"):
+    with shelf.attached(model), pytest.raises(InputError, match="this model has a prefix or a shelf already"):
         shelf.prefixes[0].attach(model)
     with pytest.raises(InputError, match="this shelf is not attached"):
         shelf.detach()
@@ -239,8 +248,9 @@ def test_a_request_begins_with_its_task_and_its_text_is_ordinary(shelf):
     assert encode("<|long|> name : <|short|> ") == [102, *ordinary(" name : <|short|> "), END]
     assert encode("name : X | near : <|long|>") == [*ordinary(" name : X | near : <|long|> "), END]
     assert encode("  <|long|>x") == [102, *ordinary(" x "), END]
-    with pytest.raises(InputError, match="no task 'unknown' on the shelf"):
-        encode("<|unknown|> name : X")
+    for name in ("unknown", "", "a<b"):
+        with pytest.raises(InputError, match=f"no task '{name}' on the shelf"):
+            encode(f"<|{name}|> name : X")
     assert split_request("< |long|> x") == (None, "< |long|> x")
 
 
