@@ -16,6 +16,7 @@ from harness.files import resolve_path
 from metrics import fields, ter
 
 WEBNLG = "webnlg"  # --data webnlg: the official files, downloaded
+NAMED = {None: "the paper's tokenised files", "mini": "the sample tables' own", WEBNLG: "WebNLG 2017"}
 
 
 class TestSet(NamedTuple):
@@ -54,7 +55,6 @@ class DataSet:
 
     def test_set(self, split: str) -> TestSet:
         """What is decoded of a split."""
-        described = {None: "the paper's tokenised files", "mini": "the sample tables' own"}.get(self.data)
         if self.is_webnlg and not self.reverse:
             entries = webnlg_data.load_entries(self.folder, split, self.paper_quirk)
             sources, references = [entry.source for entry in entries], [entry.texts for entry in entries]
@@ -62,8 +62,11 @@ class DataSet:
             parts = {"all": [*range(len(entries))]} | {name: rows[name] for name in rows if len(rows["unseen"])}
             return TestSet(sources, references, parts, "WebNLG 2017, all texts of an entry")
         groups = group_references(self.examples(split))
-        if described is None:
-            described = WEBNLG if self.is_webnlg else str(e2e_data.find_split(Path(self.data), split))
+        if self.data in NAMED or self.is_webnlg:
+            described = NAMED.get(self.data, NAMED[WEBNLG])
+        else:
+            described = str(e2e_data.find_split(Path(self.data), split))
+        described += ", the tables" if self.reverse else ""
         return TestSet(list(groups), list(groups.values()), {"all": [*range(len(groups))]}, described)
 
     def score(self, outputs: list[str], test_set: TestSet) -> dict[str, dict[str, float]]:
