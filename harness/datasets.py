@@ -59,7 +59,7 @@ class DataSet:
             entries = webnlg_data.load_entries(self.folder, split, self.paper_quirk)
             sources, references = [entry.source for entry in entries], [entry.texts for entry in entries]
             rows = {name: [i for i, e in enumerate(entries) if e.seen is seen] for name, seen in SEEN.items()}
-            parts = {"all": [*range(len(entries))]} | {name: rows[name] for name in rows if len(rows["unseen"])}
+            parts = {"all": [*range(len(entries))]} | (rows if all(rows.values()) else {})
             return TestSet(sources, references, parts, "WebNLG 2017, all texts of an entry")
         groups = group_references(self.examples(split))
         if self.data in NAMED or self.is_webnlg:
