@@ -33,7 +33,7 @@ from harness.settings import Settings
 from train import train
 
 ROOT = Path(__file__).resolve().parents[1]
-RATES = {"prefix": (5e-4, 1e-3, 2e-3), "finetune": (1e-3, 2e-3, 4e-3)}
+RATES = {"prefix": (5e-4, 1e-3, 2e-3), "finetune": (1e-3, 2e-3, 4e-3, 8e-3)}
 SEARCH_STEPS = 300
 SCORES = ("BLEU", "METEOR", "TER", "NIST", "ROUGE_L", "CIDEr")
 PARTS = ("all", "seen", "unseen")
