@@ -60,7 +60,8 @@ class Run:
         )
         if skipped := len(train_set) - len(self.train_set):
             print(f"{skipped} of {len(train_set):,} training examples are longer than the context and left out")
-        sources = [*self.sources, *(example.source for example in test_set)]
+        shown = self.sources[:1] if s.skip_long else self.sources  # of the others, some may not fit
+        sources = [*shown, *(example.source for example in test_set)]
         limits = s.prefix_len, s.beam_size, s.max_new_tokens, s.skip_long
         self.limits = check_context(self.model.config, self.tokenizer, sources, *limits)
 
