@@ -10,8 +10,9 @@ The model reads token ids t_1 .. t_T and gives, at each position, the logits of 
     Attention:  head_h = softmax(q_h k_h^T / sqrt(D) + causal mask) v_h,   heads concatenated, times c_proj
     MLP:        gelu(x c_fc) c_proj
 
-Two hooks are not in a plain GPT-2: one on the keys and values of each layer (`Attention.kv_hook`), one on the tokens,
-positions and mask of a forward pass (`GPT2.input_hook`). The model knows nothing of prefixes; prefix.py uses the hooks.
+Three hooks are not in a plain GPT-2: on the keys and values of each layer (`Attention.kv_hook`), on the tokens,
+positions and mask of a forward pass (`GPT2.input_hook`), on what a projection or an MLP returns (`output_hook`). The
+model knows nothing of prefixes and adapters; prefix.py uses the first two, lora.py and adapter.py the third.
 
 Parameter names and shapes are those of the published checkpoints, so weights.py copies them key by key. Left out:
 whatever only pretraining at scale needs.
@@ -69,6 +70,7 @@ CONFIGS = {
 }
 
 KVHook = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+OutputHook = Callable[[Tensor, Tensor], Tensor]  # called with a module's input and output; returns the output to use
 
 
 @dataclass
@@ -105,9 +107,11 @@ class Projection(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(n_in, n_out))
         self.bias = nn.Parameter(torch.zeros(n_out))
+        self.output_hook: OutputHook | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight.t(), self.bias)  # [B, T, n_in] -> [B, T, n_out]
+        y = F.linear(x, self.weight.t(), self.bias)  # [B, T, n_in] -> [B, T, n_out]
+        return y if self.output_hook is None else self.output_hook(x, y)
 
 
 class Attention(nn.Module):
@@ -164,9 +168,11 @@ class MLP(nn.Module):
         self.c_fc = Projection(config.n_embd, 4 * config.n_embd)
         self.c_proj = Projection(4 * config.n_embd, config.n_embd)
         self.dropout = nn.Dropout(dropout)
+        self.output_hook: OutputHook | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.dropout(self.c_proj(F.gelu(self.c_fc(x), approximate="tanh")))
+        y = self.dropout(self.c_proj(F.gelu(self.c_fc(x), approximate="tanh")))  # [B, T, C]
+        return y if self.output_hook is None else self.output_hook(x, y)
 
 
 class Block(nn.Module):

@@ -8,13 +8,13 @@ Shapes as in beam.py; C width, W = 2 K words compared.
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from fast.loss import SHAPE_MULTIPLE
-from fast.prepacked import PrepackedLinear, TwoRounds, can_pack, largest
+from fast.prepacked import PrepackedLinear, PrepackedMLP, TwoRounds, can_pack, largest
 from fast.training import exact_logits, output_matrix
 from fast.tree import BeamTree
-from gpt2 import GPT2, Attention, join_heads, split_heads
+from gpt2 import GPT2, Attention, Projection, join_heads, split_heads
 
 
 class NextWords:
@@ -106,19 +106,20 @@ def attention(attn: Attention, x: Tensor, tree: BeamTree, mask: Tensor | None, b
 def pack(model: GPT2) -> GPT2:
     """Prepare a frozen model for decoding only, in place; returns it.
 
-    It must be on a CPU with its projections in bf16 (`training.round_frozen`). Any other model is left unchanged, as is
-    one that is packed already, and every model where PyTorch cannot pack.
+    It must be on a CPU with its projections in bf16 (`training.round_frozen`) and without hooks (a LoRA is merged). Any
+    other model is left unchanged, as is one that is packed already, and every model where PyTorch cannot pack.
     """
     packed = getattr(model, "two_rounds", None) is not None
     if (
         packed
         or model.wte.weight.device.type != "cpu"
         or model.h[0].mlp.c_fc.weight.dtype != torch.bfloat16
+        or any(isinstance(m, Projection) and m.output_hook is not None for m in model.modules())
         or not can_pack()
     ):
         return model
     for block in model.h:
         block.attn.c_attn, block.attn.c_proj = PrepackedLinear(block.attn.c_attn), PrepackedLinear(block.attn.c_proj)
-        block.mlp = nn.Sequential(PrepackedLinear(block.mlp.c_fc, gelu=True), PrepackedLinear(block.mlp.c_proj))
+        block.mlp = PrepackedMLP(block.mlp)
     model.two_rounds = TwoRounds(model.wte.weight)
     return model

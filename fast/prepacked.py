@@ -72,6 +72,19 @@ class PrepackedLinear(nn.Module):
         return y.view(*x.shape[:-1], -1)  # [B, T, n_out]
 
 
+class PrepackedMLP(nn.Module):
+    """A frozen `gpt2.MLP` in evaluation mode, with its hook."""
+
+    def __init__(self, mlp):
+        super().__init__()
+        self.c_fc, self.c_proj = PrepackedLinear(mlp.c_fc, gelu=True), PrepackedLinear(mlp.c_proj)
+        self.output_hook = mlp.output_hook
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.c_proj(self.c_fc(x))  # [B, T, C]
+        return y if self.output_hook is None else self.output_hook(x, y)
+
+
 class TwoRounds:
     """From hidden states to the best words: log p and ids, from rough logits of all words and exact ones of a few."""
 

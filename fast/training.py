@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from fast.loss import SHAPE_MULTIPLE, SummedLoss, padded_cast
 from fast.ops import TokenPacking, dropout, product, tied_embedding
-from gpt2 import GPT2, Attention, Block, Projection, causal_mask
+from gpt2 import GPT2, MLP, Attention, Block, Projection, causal_mask
 
 
 def summed_loss(model: GPT2, batch) -> Tensor:
@@ -69,8 +69,13 @@ def run_block(
     x = x + dropout(attention(block.attn, block.ln_1(x), mask, packing), p, training)  # [N, C]
     if rows is not None:
         x = x.index_select(0, rows)  # [M, C]
-    y = project(block.mlp.c_proj, F.gelu(project(block.mlp.c_fc, block.ln_2(x)), approximate="tanh"))
-    return x + dropout(y, p, training)
+    return x + feed_forward(block.mlp, block.ln_2(x), p, training)
+
+
+def feed_forward(mlp: MLP, x: Tensor, p: float, training: bool) -> Tensor:
+    """MLP.forward: [N, C] -> [N, C]."""
+    y = dropout(project(mlp.c_proj, F.gelu(project(mlp.c_fc, x), approximate="tanh")), p, training)
+    return y if mlp.output_hook is None else mlp.output_hook(x, y)
 
 
 def attention(attn: Attention, x: Tensor, mask: Tensor | None, packing: TokenPacking) -> Tensor:
@@ -84,7 +89,8 @@ def project(layer: Projection, x: Tensor) -> Tensor:
     """Projection.forward: [N, n_in] -> [N, n_out]."""
     if not isinstance(layer, Projection):
         raise RuntimeError("this model was packed for decoding: no gradient flows through it")
-    return product(x, layer.weight, layer.bias)
+    y = product(x, layer.weight, layer.bias)
+    return y if layer.output_hook is None else layer.output_hook(x, y)  # LoRA: two thin products, never W + A B
 
 
 def attend(attn: Attention, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:

@@ -7,7 +7,20 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-METHOD = ("gpt2", "llama", "prefix", "beam", "e2e_data", "webnlg_data", "evaluate", "train", "weights", "tasks")
+METHOD = (
+    "gpt2",
+    "llama",
+    "prefix",
+    "lora",
+    "adapter",
+    "beam",
+    "e2e_data",
+    "webnlg_data",
+    "evaluate",
+    "train",
+    "weights",
+    "tasks",
+)
 OURS = {path.stem for path in ROOT.glob("*.py")} | {path.name for path in ROOT.iterdir() if path.is_dir()}
 
 

@@ -1,0 +1,303 @@
+"""LoRA (Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models").
+
+GPT-2 stays frozen. Chosen weight matrices get a learned change of low rank (section 4.1; in code through
+`Projection.output_hook`):
+
+    y  =  x W + b + (alpha / r) x A B        W [n_in, n_out], A [n_in, r], B [r, n_out]
+
+B is zero at the start, so training begins at the frozen model; A is uniform in +-1 / sqrt(n_in) (Kaiming's with
+a = sqrt(5)). In training, dropout may act on the x of the change. The matrices of a layer, by the names of --lora_on:
+
+    q k v    attention's queries, keys and values, side by side in c_attn; each has a pair of its own
+    proj     attention's output projection
+    fc mlp   the MLP's first matrix and its second
+
+The paper adapts q and v. After training the change can be merged, W' = W + (alpha / r) A B: the model then decodes
+at GPT-2's own speed, which one with a prefix does not quite. Left out: ranks that differ from matrix to matrix,
+embeddings, biases.
+
+Use:
+
+    with lora.attached(model):          # or lora.attach(model) ... lora.detach()
+        logits = model(tokens)
+        lora.merge()                    # the same logits up to rounding; lora.unmerge() gives the weights back
+
+Shapes: C width, n_in and n_out of a matrix, r rank, R the ranks of a projection's pairs together, L layers.
+"""
+
+import math
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gpt2 import GPT2, GPT2Config, OutputHook
+from harness.files import InputError
+from harness.safetensors import read_safetensors, write_safetensors
+
+# A layer's projections: n_in and n_out in widths C, and the matrices side by side in its columns.
+PROJECTIONS = {
+    "attn.c_attn": (1, 3, ("q", "k", "v")),
+    "attn.c_proj": (1, 1, ("proj",)),
+    "mlp.c_fc": (1, 4, ("fc",)),
+    "mlp.c_proj": (4, 1, ("mlp",)),
+}
+MATRICES = tuple(name for *_, names in PROJECTIONS.values() for name in names)
+
+
+def start_of(n_in: int, n_out: int) -> nn.Parameter:
+    """A pair's first matrix [n_in, n_out] before training; its second is zero."""
+    return nn.Parameter(torch.empty(n_in, n_out).uniform_(-1, 1) / math.sqrt(n_in))
+
+
+class OutputHooks(nn.Module):
+    """Attaches an `output_hook` to modules of a GPT-2: what LoRA and the adapter (adapter.py) share.
+
+    Raises InputError for a model that is not a GPT-2.
+    """
+
+    mode = ""  # its name in --mode, in files and in messages
+
+    def __init__(self, config: GPT2Config):
+        super().__init__()
+        if not isinstance(config, GPT2Config):
+            raise InputError(
+                f"{self.mode} is written for GPT-2, not for this model ({config.shape}): use --mode prefix"
+            )
+        self.config = config
+        self.attached_to: list[GPT2] = []  # a list, because nn.Module would register a model as a part of this one
+
+    def hooks(self, model: GPT2) -> list[tuple[nn.Module, OutputHook]]:
+        """The modules whose output is changed, each with its hook."""
+        raise NotImplementedError
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What is learned, by the names that it has in a file."""
+        raise NotImplementedError
+
+    def about(self) -> dict[str, str]:
+        """What a file must say besides."""
+        raise NotImplementedError
+
+    @classmethod
+    def shaped_like(cls, config: GPT2Config, tensors: dict[str, Tensor], about: dict[str, str]) -> "OutputHooks":
+        """One whose `tensors` and `about` are of these shapes. Raises ValueError or KeyError when there is none."""
+        raise NotImplementedError
+
+    # ------------------------------------------------------------------- on a model
+
+    def attach(self, model: GPT2):
+        """Set the hooks. Returns self.
+
+        Raises InputError if this does not fit the model, or either of the two is attached already.
+        """
+        if model.config != self.config:
+            raise InputError(f"this {self.mode} was made for {self.config}, not for {model.config}")
+        if self.attached_to:
+            raise InputError(f"this {self.mode} is attached to a model already: detach it first")
+        hooks = self.hooks(model)
+        if not all(hasattr(module, "output_hook") for module, _ in hooks):
+            raise InputError(f"this model was packed for decoding: load it again for the {self.mode}")
+        if any(module.output_hook is not None for module, _ in hooks):
+            raise InputError(f"this model's {self.mode} hooks are taken already: detach what is attached first")
+        self.attached_to = [model]
+        for module, hook in hooks:
+            module.output_hook = hook
+        return self
+
+    def detach(self) -> None:
+        """Remove the hooks: the model is the plain GPT-2 again. Raises InputError if there is nothing to remove."""
+        for module, _ in self.hooks(self.model()):
+            module.output_hook = None
+        self.attached_to = []
+
+    @contextmanager
+    def attached(self, model: GPT2):
+        """`with lora.attached(model):` attached inside the block, detached after it."""
+        self.attach(model)
+        try:
+            yield self
+        finally:
+            self.detach()
+
+    def model(self) -> GPT2:
+        """The model that this is attached to."""
+        if not self.attached_to:
+            raise InputError(f"this {self.mode} is not attached to a model")
+        return self.attached_to[0]
+
+    # ------------------------------------------------------------------- files
+
+    def save(self, path: Path, metadata: dict[str, str] | None = None) -> None:
+        """Write what is learned in fp32 as a safetensors file. The metadata say which model it fits."""
+        about = {"mode": self.mode, "made_for": self.config.shape} | self.about()
+        write_safetensors(path, self.tensors(), about | (metadata or {}))
+
+    @classmethod
+    def load(cls, path: Path, config: GPT2Config):
+        """What `save` wrote. Raises InputError when the file is something else or was made for another model."""
+        tensors, about = read_safetensors(path)
+        if about.get("mode") != cls.mode:
+            raise InputError(f"{path} holds no {cls.mode} (its mode is {about.get('mode')!r}): name another file")
+        return cls.of_tensors(config, tensors, about, path)
+
+    @classmethod
+    def of_tensors(cls, config: GPT2Config, tensors: dict[str, Tensor], about: dict[str, str], path: Path):
+        """From the tensors and metadata of a file. Draws no random numbers, so a resumed run's stream is unchanged."""
+        if about.get("made_for") != config.shape:
+            raise InputError(
+                f"{path} was made for {about.get('made_for')}, but this model has {config.shape}:"
+                " use the model it was trained with"
+            )
+        try:
+            with torch.device("meta"):
+                new = cls.shaped_like(config, tensors, about)
+            expected = {name: tensor.shape for name, tensor in new.tensors().items()}
+            if expected != {name: tensor.shape for name, tensor in tensors.items()}:
+                raise ValueError
+        except (ValueError, KeyError, IndexError, InputError):
+            raise InputError(
+                f"{path} does not hold the {cls.mode} of a model of {config.shape}:"
+                " restore it as train.py wrote it, or train again"
+            ) from None
+        new.to_empty(device="cpu")
+        with torch.no_grad():
+            for name, tensor in new.tensors().items():
+                tensor.copy_(tensors[name])
+        return new.eval()
+
+
+class LowRank(nn.Module):
+    """The pairs of one projection: for each of its matrices that is adapted, A [n_in, r] and B [r, n].
+
+    names  the matrices side by side in the projection's columns, n = n_out / len(names) each
+    """
+
+    def __init__(self, n_in: int, n_out: int, names: tuple[str, ...], on: tuple[str, ...], rank: int):
+        super().__init__()
+        self.names, self.on, n = names, [name for name in names if name in on], n_out // len(names)
+        self.A = nn.ParameterDict({name: start_of(n_in, rank) for name in self.on})
+        self.B = nn.ParameterDict({name: nn.Parameter(torch.zeros(rank, n)) for name in self.on})
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """All pairs as one, A [n_in, R] and B [R, n_out]: zeros in B where a matrix must not see another's pair."""
+        A = torch.cat([self.A[name] for name in self.on], dim=1)  # by name: a ParameterDict has an order of its own
+        none = self.B[self.on[0]][:0]  # [0, n]
+        return A, torch.block_diag(*(self.B[name] if name in self.B else none for name in self.names))
+
+
+class LoRA(OutputHooks):
+    """Learned changes of low rank.
+
+    on       the matrices that are adapted in every layer, of MATRICES
+    alpha    the change is scaled by alpha / rank
+    dropout  of its input, in training mode
+    Raises InputError for an unknown matrix and a rank that no matrix has.
+    """
+
+    mode = "lora"
+
+    def __init__(
+        self,
+        config: GPT2Config,
+        on: tuple[str, ...] = ("q", "v"),
+        rank: int = 4,
+        alpha: float = 32.0,
+        dropout: float = 0.0,
+    ):
+        super().__init__(config)
+        if not on or len(set(on)) < len(on) or not set(on) <= set(MATRICES):
+            raise InputError(f"--lora_on {','.join(on)}: name some of {', '.join(MATRICES)}, each once")
+        if not 1 <= rank <= config.n_embd:
+            raise InputError(f"--lora_rank {rank}: must be between 1 and the model's width, {config.n_embd}")
+        if not 0 < alpha < math.inf:
+            raise InputError(f"--lora_alpha {alpha}: must be above 0, or nothing is learned")
+        self.on, self.rank, self.alpha, self.p = tuple(name for name in MATRICES if name in on), rank, alpha, dropout
+        self.kept: list[Tensor] = []  # while merged: the weights as they were, in the order of `places`
+        C = config.n_embd
+        self.layers = nn.ModuleList(
+            nn.ModuleDict(
+                {
+                    path.replace(".", "_"): LowRank(n_in * C, n_out * C, names, on, rank)
+                    for path, (n_in, n_out, names) in PROJECTIONS.items()
+                    if set(names) & set(on)
+                }
+            )
+            for _ in range(config.n_layer)
+        )
+
+    # ------------------------------------------------------------------- the method: a hook on GPT-2's projections
+
+    def add(self, pairs: LowRank, x: Tensor, y: Tensor) -> Tensor:
+        """Projection.output_hook:  x [.., n_in], y [.., n_out]  ->  y + (alpha / r) x A B  [.., n_out]."""
+        A, B = pairs.factors()
+        x = F.dropout(x, self.p, self.training)
+        return y + (self.alpha / self.rank * (x @ A)) @ B
+
+    def places(self, model: GPT2) -> list[tuple[nn.Module, LowRank]]:
+        """The projections that are adapted, each with its pairs."""
+        return [
+            (block.get_submodule(path), layer[path.replace(".", "_")])
+            for block, layer in zip(model.h, self.layers)
+            for path in PROJECTIONS
+            if path.replace(".", "_") in layer
+        ]
+
+    def hooks(self, model: GPT2) -> list[tuple[nn.Module, OutputHook]]:
+        return [(projection, partial(self.add, pairs)) for projection, pairs in self.places(model)]
+
+    def detach(self) -> None:
+        if self.kept:
+            self.unmerge()
+        super().detach()
+
+    # ------------------------------------------------------------------- into the weights, and out of them
+
+    @torch.no_grad()
+    def merge(self) -> None:
+        """W' = W + (alpha / r) A B in the model that this is attached to; the hooks are removed.
+
+        Before the weights are rounded to bf16: a small change would be lost in the rounding of the sum.
+        """
+        model = self.model()
+        if self.kept:
+            raise InputError("this lora is merged into its model already: unmerge it first")
+        for projection, pairs in self.places(model):
+            A, B = pairs.factors()
+            W = projection.weight
+            self.kept.append(W.detach().clone())
+            W.copy_(W.float() + self.alpha / self.rank * (A @ B))
+            projection.output_hook = None
+
+    @torch.no_grad()
+    def unmerge(self) -> None:
+        """The weights as they were before `merge`, to the bit, and the hooks. Raises InputError if it is not merged."""
+        if not self.kept:
+            raise InputError("this lora is not merged into a model")
+        for (projection, hook), W in zip(self.hooks(self.model()), self.kept):
+            projection.weight.copy_(W)
+            projection.output_hook = hook
+        self.kept = []
+
+    # ------------------------------------------------------------------- files
+
+    def tensors(self) -> dict[str, Tensor]:
+        """lora.0.q.A [n_in, r], lora.0.q.B [r, n_out], ...: 0 is the layer."""
+        return {
+            f"lora.{layer}.{name}.{which}": pair[name].detach()
+            for layer, projections in enumerate(self.layers)
+            for pairs in projections.values()
+            for name in pairs.on
+            for which, pair in (("A", pairs.A), ("B", pairs.B))
+        }
+
+    def about(self) -> dict[str, str]:
+        return {"lora_alpha": repr(float(self.alpha))}
+
+    @classmethod
+    def shaped_like(cls, config: GPT2Config, tensors: dict[str, Tensor], about: dict[str, str]) -> "LoRA":
+        on = tuple(name for name in MATRICES if f"lora.0.{name}.A" in tensors)
+        return cls(config, on, tensors[f"lora.0.{on[0]}.A"].size(1), float(about["lora_alpha"]))
