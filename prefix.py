@@ -220,7 +220,11 @@ class Prefix(Hooks):
         embedding-only it is one embedding. The metadata say which model it fits.
         """
         about = {"mode": self.mode, "made_for": shape_of(self.config)}
-        write_safetensors(path, {self.mode: self.rows().detach().float()}, about | (metadata or {}))
+        write_safetensors(path, self.tensors(), about | (metadata or {}))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What is learned, by the name that it has in a file."""
+        return {self.mode: self.rows().detach().float()}
 
 
 class Infix(Prefix):
@@ -308,7 +312,13 @@ def load_prefix(path: Path, config: GPT2Config) -> Prefix:
     Raises InputError when the file is something else or was made for another model.
     """
     tensors, metadata = read_safetensors(path)
-    mode = metadata.get("mode")
+    return prefix_of_tensors(metadata.get("mode"), config, tensors, metadata, path)
+
+
+def prefix_of_tensors(
+    mode: str | None, config: GPT2Config, tensors: dict[str, Tensor], metadata: dict[str, str], path: Path
+) -> Prefix:
+    """The prefix of a file's tensors and metadata. Raises InputError as `load_prefix` does."""
     if mode not in MODES or list(tensors) != [mode]:
         raise InputError(f"{path} does not hold a prefix (its mode is {mode!r}): expected one of {', '.join(MODES)}")
     values = tensors[mode]  # [P, row_size]

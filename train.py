@@ -1,13 +1,14 @@
-"""Training: learn a prefix (or, for comparison, all of GPT-2) from tables and their sentences.
+"""Training: learn a prefix, a LoRA, an adapter, a sum of them, or all of GPT-2, from tables and their sentences.
 
     python train.py --mode prefix --prefix_len 5
+    python train.py --mode prefix+lora
 
 The objective (the paper's equation 2) is the log-likelihood of the text given the table. With y the target and its end
 token,
 
-    max over theta of  sum_i log p(y_i | table, y_<i)         theta: the prefix; in fine-tuning all weights
+    max over theta of  sum_i log p(y_i | table, y_<i)         theta: the prefix, ...; in fine-tuning all weights
 
-A prefix's loss is summed over each sentence and averaged over the batch; fine-tuning's is averaged over tokens. AdamW,
+With a prefix the loss is summed over each sentence and averaged over the batch, else averaged over tokens. AdamW,
 gradient norm clipped at 1, learning rate decaying linearly to 0; harness/settings.py has the defaults.
 
 This file is the method: the loss of a batch, one step, the loop. What a program needs besides (data, flags, logs,
@@ -35,11 +36,15 @@ from harness.loop import Run
 from harness.settings import Settings, add_flags
 
 
-def summed_loss(model: GPT2, batch: Batch) -> torch.Tensor:
-    """- sum of log p over the batch's labels, in nats. The logits at position t predict the token at t + 1."""
+def summed_loss(model: GPT2, batch: Batch, label_smoothing: float = 0.0) -> torch.Tensor:
+    """- sum of log p over the batch's labels, in nats. The logits at position t predict the token at t + 1.
+
+    label_smoothing  share of the target that goes to all words alike (Szegedy et al. 2016)
+    """
     logits = model(batch.tokens)[:, :-1]  # [B, T - 1, V]
     labels = batch.labels[:, 1:]  # [B, T - 1]
-    return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum")
+    how = {"ignore_index": IGNORED, "reduction": "sum", "label_smoothing": label_smoothing}
+    return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), **how)
 
 
 def learning_rate(peak: float, step: int, steps: int, warmup_steps: int = 0) -> float:
@@ -49,10 +54,11 @@ def learning_rate(peak: float, step: int, steps: int, warmup_steps: int = 0) -> 
     return peak * ((steps - step) / max(1, steps - warmup_steps))
 
 
-def adamw(parameters: Iterable[torch.nn.Parameter], lr: float, weight_decay: float) -> torch.optim.AdamW:
-    """Adam with decoupled weight decay (Loshchilov & Hutter 2019)."""
+def adamw(parameters: Iterable[torch.nn.Parameter | dict], lr: float, weight_decay: float) -> torch.optim.AdamW:
+    """Adam with decoupled weight decay (Loshchilov & Hutter 2019), of parameters or of groups of them (`update`)."""
     parameters = list(parameters)
-    fused = parameters[0].device.type in ("cpu", "cuda")  # PyTorch's kernel that passes over the weights once
+    first = parameters[0]["params"][0] if isinstance(parameters[0], dict) else parameters[0]
+    fused = first.device.type in ("cpu", "cuda")  # PyTorch's kernel that passes over the weights once
     return torch.optim.AdamW(parameters, lr=lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=weight_decay, fused=fused)
 
 
@@ -76,6 +82,7 @@ def update(
 
     batches  the step's examples, in one or more pieces
     divisor  turns the sum into the mean: the number of sentences, or of scored tokens
+    lr       of the optimizer's groups; one with "relative" has that many times as much
     max_norm the gradient norm above which gradients are scaled down; 0: no clipping
     """
     total = 0.0
@@ -85,7 +92,7 @@ def update(
         total += loss.detach()
     norm = clip(optimizer, max_norm or math.inf).item()
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group.get("relative", 1.0)
     if math.isfinite(norm):  # otherwise the run ends here, and its weights are kept
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
@@ -101,14 +108,15 @@ def train(settings: Settings, resume: bool = False, evaluates: bool = False) -> 
     """
     run = Run(settings.resolve(), evaluates)
     s = run.settings
-    optimizer = adamw(run.learned.parameters(), s.lr, s.weight_decay)
+    optimizer = adamw(run.parameters(), s.lr, s.weight_decay)
     loss_of, clip = run.choose(summed_loss), ranks.summing_gradients(run.engine.choose(clip_gradients))
+    smoothed = functools.partial(loss_of, label_smoothing=s.label_smoothing) if s.label_smoothing else loss_of
     with run.session(optimizer, loss_of, resume):
         for step in run.steps_left():
             examples = examples_of_step(run.train_set, step, s.batch_size, s.seed)
             divisor = len(examples) if s.loss == "sentence" else scored_tokens(examples)
             lr = learning_rate(s.lr, step, run.steps, s.warmup_steps)
-            loss, norm = update(run.model, optimizer, run.batches(examples), divisor, lr, s.clip, loss_of, clip)
+            loss, norm = update(run.model, optimizer, run.batches(examples), divisor, lr, s.clip, smoothed, clip)
             run.after_step(examples, loss, lr, norm)
     return run.folder
 
@@ -128,7 +136,7 @@ order_of_epoch = functools.lru_cache(maxsize=1)(epoch_order)  # shuffled once fo
 def main(argv: list[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(
-        allow_abbrev=False, description="Prefix-tune (or fine-tune) GPT-2. The defaults are the paper's for E2E."
+        allow_abbrev=False, description="Prefix-tune, adapt or fine-tune GPT-2. The defaults are the papers' for E2E."
     )
     add_flags(parser)
     parser.add_argument("--resume", action="store_true", help="continue the run in --out from its last checkpoint")

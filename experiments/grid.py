@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 
 from e2e_data import load_split
 from harness.files import InputError
-from harness.settings import Settings, init_tokens
+from harness.settings import RECIPE, Settings, init_tokens
 
 WORDS = "table-to-text:"  # initialises the prefix in low-data settings (the paper), and prompts the untuned model
 SEEDS = (101, 102, 103)
@@ -130,14 +130,14 @@ def plan(base: dict, rates: dict[str, float], folder: str, seeds: tuple[int, ...
 def cell_settings(given: Settings, cell: Cell, seed: int, lr: float, n_train: int) -> tuple[Settings, int]:
     """The settings of a trained cell, before `resolve`, and its number of steps."""
     low = "train_examples" in cell.flags
-    steps = given.max_steps or given.epochs * math.ceil(n_train / given.batch_size)
+    steps = given.max_steps or given.epochs * math.ceil(n_train / (given.batch_size or RECIPE["batch_size"]))
     if low:
         steps = min(cell.flags["max_steps"], given.max_steps or math.inf)
     settings = replace(
         given, **cell.flags | {"max_steps": steps if low else given.max_steps}, seed=seed, lr=lr,
         log_every=max(1, steps // 100), valid_every=math.ceil(steps / 5),  # with 5 epochs: after each epoch
     )  # fmt: skip
-    return replace(settings, warmup_steps=min(settings.warmup_steps, steps - 1)), steps
+    return replace(settings, warmup_steps=min(settings.warmup_steps or 0, steps - 1)), steps
 
 
 def check_families(rates: dict[str, float], where: str) -> None:

@@ -22,10 +22,11 @@ from llama import Attention, Block, Llama, rotate, rotation
 # ----------------------------------------------------------------------------- the loss
 
 
-def summed_loss(model: Llama, batch) -> Tensor:
+def summed_loss(model: Llama, batch, label_smoothing: float = 0.0) -> Tensor:
     """- sum of log p over the batch's labels, in nats.
 
-    batch  (tokens [B, T], labels [B, T]), labels -100 where nothing is scored; padding on the right
+    batch            (tokens [B, T], labels [B, T]), labels -100 where nothing is scored; padding on the right
+    label_smoothing  share of the target that goes to all words alike
     """
     tokens, labels = batch
     real, scored, targets = positions_of(labels)  # [N], [M], [M]
@@ -41,7 +42,7 @@ def summed_loss(model: Llama, batch) -> Tensor:
     for block in model.layers[:-1]:
         x = run_block(block, x, turn, packing)
     x = run_block(model.layers[-1], x, turn, packing, rows)  # [M, C]
-    return cross_entropy(model, model.norm(x)[:M], targets, head)
+    return cross_entropy(model, model.norm(x)[:M], targets, head, label_smoothing)
 
 
 def run_block(block: Block, x: Tensor, turn: tuple[Tensor, Tensor], packing: "Packing", rows=None) -> Tensor:

@@ -23,10 +23,11 @@ from fast.ops import TokenPacking, dropout, product, tied_embedding
 from gpt2 import GPT2, MLP, Attention, Block, Projection, causal_mask
 
 
-def summed_loss(model: GPT2, batch) -> Tensor:
+def summed_loss(model: GPT2, batch, label_smoothing: float = 0.0) -> Tensor:
     """- sum of log p over the batch's labels, in nats.
 
-    batch  (tokens [B, T], labels [B, T]), labels -100 where nothing is scored; padding on the right
+    batch            (tokens [B, T], labels [B, T]), labels -100 where nothing is scored; padding on the right
+    label_smoothing  share of the target that goes to all words alike
     """
     tokens, labels = batch
     B, T = tokens.shape
@@ -44,7 +45,7 @@ def summed_loss(model: GPT2, batch) -> Tensor:
     for block in model.h[:-1]:
         x = run_block(block, x, mask, packing)
     x = run_block(model.h[-1], x, mask, packing, rows)  # [M, C]
-    return cross_entropy(model, model.ln_f(x)[:M], targets, wte)
+    return cross_entropy(model, model.ln_f(x)[:M], targets, wte, label_smoothing)
 
 
 def positions_of(labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -105,15 +106,16 @@ def attend(attn: Attention, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None
     return dropout(F.softmax(scores, dim=-1), attn.dropout.p, attn.training) @ v
 
 
-def cross_entropy(model: GPT2, x: Tensor, targets: Tensor, wte: Tensor) -> Tensor:
+def cross_entropy(model: GPT2, x: Tensor, targets: Tensor, wte: Tensor, smoothing: float = 0.0) -> Tensor:
     """The sum of - log p of targets [M], given LayerNorm(x_L) [M, C] and wte [V, C]."""
     if not torch.is_grad_enabled():  # in parts: the logits of a batch are hundreds of megabytes
         parts = zip(x.split(256), targets.split(256))
-        return torch.stack([F.cross_entropy(exact_logits(rows, wte), y, reduction="sum") for rows, y in parts]).sum()
+        how = {"reduction": "sum", "label_smoothing": smoothing}
+        return torch.stack([F.cross_entropy(exact_logits(rows, wte), y, **how) for rows, y in parts]).sum()
     if torch.is_autocast_enabled(x.device.type):
         x = x.to(torch.get_autocast_dtype(x.device.type))
     weight = wte if wte.requires_grad else rounded_head(model, x.dtype)
-    return SummedLoss.apply(x, weight, targets, model.config.vocab_size)
+    return SummedLoss.apply(x, weight, targets, model.config.vocab_size, smoothing)
 
 
 def output_matrix(model) -> Tensor:

@@ -56,7 +56,7 @@ class Engine:
         return wrapper
 
     def to_device_and_freeze(self, model: GPT2, prefix=None) -> GPT2:
-        """Move GPT-2 to the device; with a prefix, freeze it and attach the prefix. Returns the model."""
+        """Move GPT-2 to the device; with a prefix (or Parts), freeze it and attach the prefix. Returns the model."""
         model.to(self.device)
         if prefix is not None:
             prefix.to(self.device).attach(model.requires_grad_(False))

@@ -21,6 +21,7 @@ from harness import ranks, shelves
 from harness.checkpoints import CsvLog, load_checkpoint, save_checkpoint
 from harness.files import InputError, lock_folder
 from harness.machine import describe_machine
+from harness.parts import ADAPTERS, Parts
 from harness.runs import check_context, open_folder, save_learned, start_model, trained_file, write_json
 from harness.settings import Settings
 from harness.signals import StopSignal
@@ -50,7 +51,7 @@ class Run:
         self.sources = list(dict.fromkeys(example.source for example in valid_set))
 
         self.model, self.prefix = start_model(s)
-        self.learned = self.model if self.prefix is None else self.prefix
+        self.learned = self.model if self.prefix is None else self.prefix  # a Prefix, or the Parts of a sum
         if s.task is not None:
             ranks.on_rank_0(shelves.check_free, s, self.model)
         room = self.model.config.n_positions - (s.prefix_len or 0)
@@ -68,7 +69,7 @@ class Run:
         self.steps_per_epoch = math.ceil(len(self.train_set) / s.batch_size)
         self.steps = s.max_steps or s.epochs * self.steps_per_epoch
         if s.warmup_steps >= self.steps:
-            raise InputError(f"--warmup_steps {s.warmup_steps}: the run has only {self.steps} steps")
+            raise InputError(f"--warmup_steps {s.warmup_steps}: the run has only {self.steps} steps: lower it")
         self.n = 0
         self.valid_loss = self.best = math.inf
         # Sums over the run: examples trained on, seconds of training and of validation. Sums since the last line of the
@@ -79,6 +80,22 @@ class Run:
     def choose(self, plain_function: Callable) -> Callable:
         """A function of the plain path or its fast counterpart, called in the run's number format."""
         return self.engine.in_precision(self.engine.choose(plain_function, self.model))
+
+    def parameters(self) -> list:
+        """What AdamW trains. With --lora_lr in groups: LoRA's and the adapter's learning rate is relative to --lr."""
+        s = self.settings
+        if s.lora_lr is None:
+            return list(self.learned.parameters())
+        groups = [
+            {"params": list(part.parameters()), **({"relative": s.lora_lr / s.lr} if name in ADAPTERS else {})}
+            for name, part in self.learned.items()
+        ]
+        return groups
+
+    def set_training(self, on: bool) -> None:
+        """Dropout on or off: of LoRA, and of the model, whose own acts with --dropout only."""
+        self.learned.train(on)
+        self.model.train(on and self.settings.dropout > 0)
 
     # ------------------------------------------------------------------- around the loop
 
@@ -94,7 +111,7 @@ class Run:
             raise InputError(
                 f"{self.folder} does not exist on every machine: name a folder on a shared disk with --out"
             )
-        self.result = trained_file(self.folder, self.settings.finetunes)
+        self.result = trained_file(self.folder, self.settings.finetunes, self.settings.adapts)
         self.checkpoint = self.folder / "checkpoint.pt"
         with ExitStack() as inside:
             ranks.on_rank_0(inside.enter_context, lock_folder(self.folder, waits=False))
@@ -108,7 +125,7 @@ class Run:
             self.restore()
             self.stop = inside.enter_context(StopSignal())
             print(self.describe(), flush=True)
-            self.model.train(self.settings.dropout > 0)
+            self.set_training(True)
             yield
             ranks.on_rank_0(self.finish)
             if any(ranks.all_gather(self.stop.asked)):  # during the last step: training is done, evaluation can wait
@@ -195,14 +212,14 @@ class Run:
     def validate(self) -> None:
         """The loss on the validation set, and a generated sentence with its table: in valid.csv and on the screen."""
         s, began = self.settings, time.monotonic()
-        self.model.eval()
+        self.set_training(False)
         self.valid_loss = validation_loss(self.model, self.valid_set, self.loss_of, self.pad, s.device)
         self.check_finite("validation loss", self.valid_loss)
         next_words = self.engine.choose(NextWords, self.model)
         search = self.engine.in_precision(decode)
         options = s.search | {"max_new_tokens": self.limits[:1], "next_words": next_words}
         sample = search(self.model, self.tokenizer, self.sources[:1], **options)[0]
-        self.model.train(s.dropout > 0)
+        self.set_training(True)
         if s.keep == "best" and self.valid_loss < self.best:
             ranks.on_rank_0(save_learned, self.model, self.prefix, self.result, s.mode, s.model)
         self.best = min(self.best, self.valid_loss)
@@ -238,7 +255,8 @@ class Run:
         """Numbers in GPT-2, numbers trained, and numbers stored for this task beside the shared GPT-2."""
         stored = self.model if self.prefix is None else self.prefix.drop_mlp()
         modules = {"gpt2": self.model, "trained": self.learned, "stored": stored}
-        return {name: sum(p.numel() for p in module.parameters()) for name, module in modules.items()}
+        sizes = {name: sum(p.numel() for p in module.parameters()) for name, module in modules.items()}
+        return sizes | (self.prefix.sizes() if isinstance(self.prefix, Parts) else {})
 
     def describe(self) -> str:
         """What is about to happen. The paper's "0.1 %" is what is stored, not what is trained with the MLP."""
@@ -246,7 +264,8 @@ class Run:
         what = f"all {size['gpt2']:,} weights of {s.model}"
         if self.prefix is not None:
             share = f"{100 * size['stored'] / size['gpt2']:.2f} % of {s.model}'s {size['gpt2']:,}"
-            what = f"{s.mode} of {s.prefix_len} positions: {size['stored']:,} numbers stored ({share}), "
+            head = self.prefix.describe() if s.adapts else f"{s.mode} of {s.prefix_len} positions"
+            what = f"{head}: {size['stored']:,} numbers stored ({share}), "
             what += f"{size['trained']:,} trained"
         where = s.device if ranks.size() == 1 else f"{s.device}, {ranks.size()} processes"
         how = f"{s.dtype} on {where}{', plain path' if s.plain else ''}"

@@ -4,7 +4,8 @@ runs/NAME/settings.json        every flag, so that evaluation and --resume need 
           log.csv              step, epoch, loss, lr, grad_norm, tokens_per_s
           valid.csv            step, epoch, valid_loss, seconds, sample: one generated sentence
           checkpoint.pt        while unfinished: what --resume needs
-          prefix.safetensors   what was learned (model.safetensors after fine-tuning)
+          prefix.safetensors   what was learned (model.safetensors after fine-tuning, parts.safetensors with lora or
+                               adapter)
           summary.json         parameters, seconds, machine
           outputs.txt, scores.json, evaluation.json      from evaluate.py
 """
@@ -16,34 +17,47 @@ from pathlib import Path
 import tiktoken
 import torch
 
+from adapter import Adapter
 from e2e_data import encode_prompt, shorten
 from gpt2 import GPT2, GPT2Config
 from harness.files import InputError, read_text, write_atomic
+from harness.parts import Parts, load_parts
 from harness.safetensors import write_safetensors
 from harness.settings import Settings, init_tokens
+from lora import LoRA
 from prefix import MODES, Prefix, load_prefix
 from weights import load_model
 
 # ----------------------------------------------------------------------------- models
 
 
-def start_model(settings: Settings) -> tuple[GPT2, Prefix | None]:
-    """GPT-2 and the prefix attached to it (None: fine-tuning), before the first step."""
+def start_model(settings: Settings) -> tuple[GPT2, Prefix | Parts | None]:
+    """GPT-2 and what is learned, attached to it (None: fine-tuning), before the first step."""
     model = load_model(settings.model, settings.weights, settings.dropout)
     torch.manual_seed(settings.seed)
     if settings.finetunes:
         return settings.engine.to_device_and_freeze(model), None
-    mid_dim = 0 if settings.no_reparam else settings.mid_dim
-    prefix = MODES[settings.mode](model.config, settings.prefix_len, mid_dim)
-    if (words := init_tokens(settings)) is not None:
+    parts = {name: start_part(name, settings, model) for name in settings.parts}
+    learned = Parts(parts) if settings.adapts else parts[settings.mode]
+    return settings.engine.to_device_and_freeze(model, learned), learned
+
+
+def start_part(name: str, s: Settings, model: GPT2) -> Prefix | LoRA | Adapter:
+    """A prefix, a LoRA or an adapter, before the first step."""
+    if name == "lora":
+        return LoRA(model.config, tuple(s.lora_on.split(",")), s.lora_rank, s.lora_alpha, s.lora_dropout)
+    if name == "adapter":
+        return Adapter(model.config, s.adapter_dim, s.adapter_scale)
+    prefix = MODES[name](model.config, s.prefix_len, 0 if s.no_reparam else s.mid_dim)
+    if (words := init_tokens(s)) is not None:
         error = prefix.init_from_words(model.eval(), torch.tensor(words))
-        print(f"prefix initialised from {settings.init_text!r}, {len(words)} tokens (mean squared error {error:.4f})")
-    return settings.engine.to_device_and_freeze(model, prefix), prefix
+        print(f"prefix initialised from {s.init_text!r}, {len(words)} tokens (mean squared error {error:.4f})")
+    return prefix
 
 
-def trained_file(folder: Path, finetunes: bool) -> Path:
+def trained_file(folder: Path, finetunes: bool, adapts: bool = False) -> Path:
     """The file of what a run learned."""
-    return Path(folder) / ("model.safetensors" if finetunes else "prefix.safetensors")
+    return Path(folder) / f"{'model' if finetunes else 'parts' if adapts else 'prefix'}.safetensors"
 
 
 def load_run(folder: str | Path, **changes) -> tuple[Settings, GPT2]:
@@ -55,7 +69,7 @@ def load_run(folder: str | Path, **changes) -> tuple[Settings, GPT2]:
     folder = Path(folder)
     here = {"out": str(folder), "device": "auto", "dtype": "auto", "plain": False}
     settings = dataclasses.replace(load_settings(folder), **here | changes).resolve()
-    path = trained_file(folder, settings.finetunes)
+    path = trained_file(folder, settings.finetunes, settings.adapts)
     if not path.exists() or not (folder / "summary.json").exists():
         raise InputError(f"{folder} has no finished {path.name}: resume its training with train.py … --resume")
     if settings.finetunes:
@@ -64,6 +78,10 @@ def load_run(folder: str | Path, **changes) -> tuple[Settings, GPT2]:
         model = load_model(settings.model, str(path)).requires_grad_(False)
         return settings, settings.engine.to_device_and_freeze(model).eval()
     model = load_model(settings.model, settings.weights)
+    if settings.adapts:
+        parts = load_parts(path, model.config, settings.mode).requires_grad_(False)
+        parts.merge(model)  # before its weights are rounded
+        return settings, settings.engine.to_device_and_freeze(model, parts).eval()
     prefix = load_prefix(path, model.config).requires_grad_(False)
     if prefix.mode != settings.mode:
         raise InputError(
@@ -73,8 +91,8 @@ def load_run(folder: str | Path, **changes) -> tuple[Settings, GPT2]:
     return settings, settings.engine.to_device_and_freeze(model, prefix).eval()
 
 
-def save_learned(model: GPT2, prefix: Prefix | None, path: Path, mode: str, name: str) -> None:
-    """Write what was learned: the prefix without P' and the MLP, or all weights. name: of the model it began with."""
+def save_learned(model: GPT2, prefix: Prefix | Parts | None, path: Path, mode: str, name: str) -> None:
+    """Write what was learned: the parts, a prefix without P' and the MLP, or all weights (None). name: the model's."""
     about = {"mode": mode, "model": name}
     if prefix is None:
         write_safetensors(path, model.state_dict(), about)

@@ -20,14 +20,17 @@ from harness.datasets import WEBNLG, DataSet
 from harness.door import Engine
 from harness.files import InputError
 from harness.machine import pick_device, pick_dtype
+from harness.parts import ADAPTERS, PARTS, parts_of
+from lora import MATRICES
 from prefix import MODES
 from weights import load_config
 
 NAMES = (*CONFIGS, *llama.CONFIGS, "mini")  # the models that are not a folder of the user's
 SEARCH = ("beam_size", "length_norm", "max_new_tokens")  # the settings of decoding
 AT_LEAST_1 = ("epochs", "max_steps", "batch_size", "grad_accum", "train_examples", "prefix_len", "mid_dim",
-              "beam_size", "max_new_tokens", "log_every", "checkpoint_every")  # fmt: skip
-AT_LEAST_0 = ("lr", "clip", "dropout", "weight_decay", "warmup_steps", "valid_every", "seed")
+              "lora_rank", "adapter_dim", "beam_size", "max_new_tokens", "log_every", "checkpoint_every")  # fmt: skip
+AT_LEAST_0 = ("lr", "lora_lr", "clip", "dropout", "lora_dropout", "weight_decay", "label_smoothing", "warmup_steps",
+              "valid_every", "seed")  # fmt: skip
 
 
 def flag(default, help: str, choices: tuple = (), kind: type | None = None):
@@ -42,7 +45,7 @@ class Settings:
     """Everything that determines a run's result, and where it goes. `resolve` fills in what depends on the mode."""
 
     # what is learned
-    mode: str = flag("prefix", "what is learned", (*MODES, "finetune"))
+    mode: str = flag("prefix", f"what is learned: {', '.join(PARTS)}, a sum such as prefix+lora, or finetune")
     prefix_len: int | None = flag(
         None, "P, positions of the prefix (default: 5, or the words of --init_text)", kind=int
     )
@@ -51,6 +54,12 @@ class Settings:
     init_text: str | None = flag(
         None, "start from the activations of these words, e.g. 'table-to-text:' (low data)", kind=str
     )
+    lora_on: str | None = flag(None, f"the matrices that LoRA adapts, of {','.join(MATRICES)} (default: q,v)", kind=str)
+    lora_rank: int | None = flag(None, "r, rank of LoRA's change (default: 4)", kind=int)
+    lora_alpha: float | None = flag(None, "LoRA's change is scaled by alpha / r (default: 32)", kind=float)
+    lora_dropout: float | None = flag(None, "dropout of the input of LoRA's change (default: 0.1)", kind=float)
+    adapter_dim: int | None = flag(None, "width of the adapter (default: 64)", kind=int)
+    adapter_scale: float | None = flag(None, "s, the adapter's output is scaled by it (default: 4)", kind=float)
     # the frozen model, and the data
     model: str = flag("gpt2", f"{', '.join(NAMES)} (in this repository), or a folder with config.json or a .gguf file")
     weights: str | None = flag(
@@ -66,18 +75,28 @@ class Settings:
     )
     train_examples: int | None = flag(None, "train on this many examples only, drawn by --seed (low data)", kind=int)
     # optimisation: AdamW, linear decay to 0
-    lr: float | None = flag(None, "learning rate (default: 8e-5, fine-tuning 5e-5; for mini 1e-3)", kind=float)
+    lr: float | None = flag(
+        None,
+        "learning rate (default: 8e-5, fine-tuning 5e-5, with lora or adapter 2e-4; for mini 1e-3, 2e-3)",
+        kind=float,
+    )
+    lora_lr: float | None = flag(None, "learning rate of lora and adapter, if another (default: as --lr)", kind=float)
     epochs: int = flag(5, "passes over the training data")
     max_steps: int | None = flag(None, "steps; overrides --epochs", kind=int)
-    batch_size: int = flag(10, "examples per step, over all processes")
+    batch_size: int | None = flag(None, "examples per step, over all processes (default: 10, lora alone 8)", kind=int)
     grad_accum: int = flag(1, "compute a batch in this many pieces: the same step with less memory")
-    warmup_steps: int = flag(0, "steps over which the learning rate rises from 0")
-    weight_decay: float = flag(0.0, "AdamW's weight decay")
+    warmup_steps: int | None = flag(
+        None, "steps over which the learning rate rises from 0 (default: 0, lora alone 500)", kind=int
+    )
+    weight_decay: float | None = flag(None, "AdamW's weight decay (default: 0, lora alone 0.01)", kind=float)
+    label_smoothing: float | None = flag(
+        None, "share of a target that goes to all words alike, in training (default: 0, lora alone 0.1)", kind=float
+    )
     clip: float = flag(1.0, "maximum gradient norm; 0: no clipping")
     dropout: float | None = flag(None, "GPT-2's dropout during training (default: 0, fine-tuning 0.1)", kind=float)
     loss: str | None = flag(
         None,
-        "sum over a sentence's tokens then mean, or mean over tokens (default: sentence, fine-tuning token)",
+        "sum over a sentence's tokens then mean, or mean over tokens (default: sentence, without a prefix token)",
         ("sentence", "token"),
         kind=str,
     )
@@ -85,7 +104,7 @@ class Settings:
     seed: int = flag(101, "of initialisation, order and dropout")
     keep: str = flag("last", "keep the last weights, or those with the best validation loss", ("last", "best"))
     # decoding
-    beam_size: int = flag(5, "hypotheses kept; 1 is greedy")
+    beam_size: int | None = flag(None, "hypotheses kept; 1 is greedy (default: 5, lora alone 10)", kind=int)
     length_norm: str = flag(
         "total", "a text's log-probability is divided by: prompt + text (the paper), text (libraries), 1", LENGTH_NORMS
     )
@@ -107,6 +126,26 @@ class Settings:
         return self.mode == "finetune"
 
     @property
+    def parts(self) -> tuple[str, ...]:
+        """What is learned beside the frozen model, in the order of PARTS; () in fine-tuning."""
+        return parts_of(self.mode)
+
+    @property
+    def has_prefix(self) -> bool:
+        """Is a prefix, an infix or an embedding learned?"""
+        return any(name in MODES for name in self.parts)
+
+    @property
+    def adapts(self) -> bool:
+        """Is a LoRA or an adapter learned, alone or with a prefix?"""
+        return any(name in ADAPTERS for name in self.parts)
+
+    @property
+    def recipe(self) -> dict:
+        """The defaults that differ from paper to paper, by name."""
+        return LORA_RECIPE if self.mode == "lora" else RECIPE
+
+    @property
     def engine(self) -> Engine:
         """How to compute; for resolved settings."""
         return Engine(self.plain, self.device, self.dtype)
@@ -123,7 +162,7 @@ class Settings:
 
     def resolve(self) -> "Settings":
         """Check the numbers and fill in the defaults that depend on the mode. Raises InputError."""
-        new = dataclasses.replace(self)
+        new = dataclasses.replace(self, mode="+".join(parts_of(self.mode)) or "finetune")
         for name in AT_LEAST_1:
             value = getattr(new, name)
             if value is not None and value < 1:
@@ -134,12 +173,14 @@ class Settings:
                 raise InputError(f"--{name} {value}: must be 0 or more")
         if new.seed >= 2**64:
             raise InputError(f"--seed {new.seed}: must be below 2**64")
-        if new.dropout is not None and new.dropout >= 1:
-            raise InputError(f"--dropout {new.dropout}: must be below 1")
-        if new.init_text is not None and new.finetunes:
-            raise InputError("--init_text needs a mode with a prefix: fine-tuning has none")
-        if new.finetunes and (new.prefix_len is not None or new.no_reparam):
-            raise InputError("--prefix_len and --no_reparam need a mode with a prefix: fine-tuning has none")
+        for name in ("dropout", "lora_dropout", "label_smoothing"):
+            if (getattr(new, name) or 0) >= 1:
+                raise InputError(f"--{name} {getattr(new, name)}: must be below 1")
+        which = "fine-tuning" if new.finetunes else new.mode
+        if new.init_text is not None and not new.has_prefix:
+            raise InputError(f"--init_text needs a mode with a prefix: {which} has none")
+        if not new.has_prefix and (new.prefix_len is not None or new.no_reparam):
+            raise InputError(f"--prefix_len and --no_reparam need a mode with a prefix: {which} has none")
         if new.paper_quirk and not new.dataset.is_webnlg:
             raise InputError("--paper_quirk is about WebNLG's source strings: leave it out")
         if new.paper_quirk and (new.reverse or new.task is not None):
@@ -147,9 +188,14 @@ class Settings:
         if new.init_text is not None and not new.init_text.strip():
             raise InputError("--init_text is empty: name some words, e.g. 'table-to-text:'")
         new.prefix_len = resolve_prefix_len(new)
-        new.lr = new.lr if new.lr is not None else RATES.get(new.model, PAPER_RATES)[new.finetunes]
+        resolve_adapters(new)
+        if new.lr is None:
+            new.lr = RATES.get(new.model, PAPER_RATES)[2 if new.adapts else int(new.finetunes)]
         new.dropout = new.dropout if new.dropout is not None else default_dropout(new)
-        new.loss = new.loss or ("token" if new.finetunes else "sentence")
+        new.loss = new.loss or ("sentence" if new.has_prefix else "token")
+        for name, value in new.recipe.items():
+            if getattr(new, name) is None:
+                setattr(new, name, value)
         new.device = pick_device(new.device)
         new.dtype = pick_dtype(new.dtype, new.device)
         if new.shelf is not None and new.task is None:
@@ -157,8 +203,10 @@ class Settings:
         if new.task is not None:
             if new.finetunes:
                 raise InputError("--task needs a mode with a prefix: a fine-tuned model cannot be called by a token")
+            if new.adapts:
+                raise InputError(f"--task with --mode {new.mode}: {ONE_MODEL}")
             new.shelf = os.path.abspath(new.shelf or "shelves/mine")
-        new.out = new.out or default_folder(self, new.prefix_len)
+        new.out = new.out or default_folder(dataclasses.replace(self, mode=new.mode), new.prefix_len)
         for name in ("model", "weights", "data"):  # a run must find them from any working directory
             path = getattr(new, name)
             if path not in (None, WEBNLG, *NAMES) and os.path.exists(path):
@@ -175,7 +223,7 @@ def init_tokens(s: Settings) -> list[int] | None:
 
 def resolve_prefix_len(s: Settings) -> int | None:
     """P: as given, or one position for each token of --init_text, or 5. None without a prefix."""
-    if s.finetunes:
+    if not s.has_prefix:
         return None
     words = init_tokens(s)
     if words is None:
@@ -188,15 +236,40 @@ def resolve_prefix_len(s: Settings) -> int | None:
     return len(words)
 
 
+def resolve_adapters(s: Settings) -> None:
+    """Fill in the settings of LoRA and the adapter, which are None without one. Raises InputError."""
+    defaults = {"lora_on": "q,v", "lora_rank": 4, "lora_alpha": 32.0, "lora_dropout": 0.1, "adapter_dim": 64}
+    for name, value in (defaults | {"adapter_scale": 4.0}).items():
+        part = name.split("_")[0]
+        if part in s.parts:
+            if getattr(s, name) is None:
+                setattr(s, name, value)
+        elif getattr(s, name) is not None:
+            raise InputError(f"--{name} needs a mode with {part}, such as --mode prefix+{part}")
+    if s.lora_on is not None:
+        s.lora_on = ",".join(name.strip() for name in s.lora_on.split(","))
+    if s.lora_lr is not None and not s.adapts:
+        raise InputError("--lora_lr needs a mode with lora or adapter, such as --mode prefix+lora")
+    if s.lora_lr is not None and s.lr == 0:
+        raise InputError("--lora_lr is applied relative to --lr, which must then be above 0")
+
+
 def default_dropout(s: Settings) -> float:
     """The paper's: 0.1 in fine-tuning, where the model has dropout at all."""
     return 0.1 if s.finetunes and isinstance(load_config(s.model), GPT2Config) else 0.0
 
 
-# Learning rates (of a prefix, of fine-tuning): the paper's; higher ones for mini, a model 20 times smaller, and for
-# SmolLM2, of GPT-2 small's size.
-PAPER_RATES = (8e-5, 5e-5)
-RATES = {"mini": (1e-3, 1e-3), "smollm2": (5e-4, 1e-4)}
+# Learning rates (of a prefix, of fine-tuning, with LoRA or an adapter): the papers'; higher ones for mini, a model 20
+# times smaller, and for SmolLM2, of GPT-2 small's size.
+PAPER_RATES = (8e-5, 5e-5, 2e-4)
+RATES = {"mini": (1e-3, 1e-3, 2e-3), "smollm2": (5e-4, 1e-4, 2e-4)}
+
+# What Li & Liang do, and what Hu et al. do for GPT-2 on E2E. In decoding they also have a length penalty of 0.9 and
+# allow no 4-gram twice, which --length_norm has not.
+RECIPE = {"batch_size": 10, "warmup_steps": 0, "weight_decay": 0.0, "beam_size": 5}
+LORA_RECIPE = {"batch_size": 8, "warmup_steps": 500, "weight_decay": 0.01, "beam_size": 10, "label_smoothing": 0.1}
+
+ONE_MODEL = "a shelf holds prefixes only, because LoRA and adapters cannot differ from row to row of a batch"
 
 # Not part of a run's name: it is in it already, or does not change what is learned.
 NOT_IN_NAME = ("mode", "model", "prefix_len", "out", "device", "log_every", "checkpoint_every", "shelf", *SEARCH)
@@ -204,10 +277,11 @@ NOT_IN_NAME = ("mode", "model", "prefix_len", "out", "device", "log_every", "che
 
 def default_folder(given: Settings, prefix_len: int | None) -> str:
     """runs/gpt2-prefix5, runs/gpt2-finetune-seed7, ...: the name has every given flag that changes the result."""
-    parts = [Path(given.model).resolve().name, given.mode + ("" if prefix_len is None else str(prefix_len))]
+    names = [name + str(prefix_len) if name in MODES else name for name in given.mode.split("+")]
+    parts = [Path(given.model).resolve().name, *names]
     for field in dataclasses.fields(given):
         value = getattr(given, field.name)
-        if field.name in NOT_IN_NAME or value == field.default:
+        if field.name in NOT_IN_NAME or value in (field.default, given.recipe.get(field.name)):
             continue
         text = Path(value).resolve().name if field.name in ("data", "weights") else str(value)
         if isinstance(value, str):

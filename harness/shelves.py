@@ -16,7 +16,7 @@ from harness.report import PERCENT
 from harness.runs import load_run, trained_file
 from harness.safetensors import read_safetensors, write_safetensors
 from harness.settings import Settings
-from prefix import load_prefix
+from prefix import MODES, load_prefix
 from tasks import Shelf, check_name
 from weights import load_model
 
@@ -143,6 +143,8 @@ def describe(folder: str | Path) -> str:
     for name, path in files_of(Path(folder)).items():
         tensors, about = read_safetensors(path)
         check_task(path, about)
+        if about.get("mode") not in MODES or len(tensors) != 1:
+            raise InputError(f"{path} is not the file of a prefix: take it out of the folder")
         (values,) = tensors.values()
         try:
             scores = spelled(json.loads(about.get("scores", "{}")))

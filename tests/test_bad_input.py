@@ -284,6 +284,31 @@ BAD_FLAGS = [
     ("--mode finetune --init_text hello", "--init_text needs a mode with a prefix"),
     ("--init_text hello --prefix_len 100", "--prefix_len 100, but --init_text"),
     ("--init_text " + 200 * "x", "leaves no room"),
+    (
+        "--mode nonsense",
+        "--mode nonsense: there is no 'nonsense'; use finetune, or one of prefix, infix, embedding, lora",
+    ),
+    ("--mode prefix+", "--mode prefix+: there is no ''"),
+    ("--mode lora+lora", "--mode lora+lora names a part twice"),
+    ("--mode prefix+infix", "a model has one kind of prefix at a time"),
+    ("--mode finetune+lora", "fine-tuning trains all weights already"),
+    ("--mode lora --lora_rank 0", "--lora_rank 0: must be at least 1"),
+    ("--mode lora --lora_rank 999999999", "--lora_rank 999999999: must be between 1 and the model's width"),
+    ("--mode lora --lora_alpha 0", "--lora_alpha 0.0: must be above 0"),
+    ("--mode lora --lora_alpha nan", "--lora_alpha nan: must be above 0"),
+    ("--mode lora --lora_on q,w", "--lora_on q,w: name some of q, k, v, proj, fc, mlp, each once"),
+    ("--mode lora --lora_on q,q", "--lora_on q,q"),
+    ("--mode lora --lora_dropout 1", "--lora_dropout 1.0: must be below 1"),
+    ("--mode lora", "--warmup_steps 500: the run has only 4 steps: lower it"),
+    ("--mode lora --prefix_len 5", "need a mode with a prefix: lora has none"),
+    ("--lora_rank 4", "--lora_rank needs a mode with lora, such as --mode prefix+lora"),
+    ("--lora_lr 1e-3", "--lora_lr needs a mode with lora or adapter"),
+    ("--mode prefix+lora --lora_lr 1e-3 --lr 0", "--lora_lr is applied relative to --lr"),
+    ("--mode adapter --adapter_dim 0", "--adapter_dim 0: must be at least 1"),
+    ("--mode adapter --adapter_dim 1000000000000", "not enough memory"),
+    ("--mode adapter --adapter_scale 0", "--adapter_scale 0.0: must be above 0"),
+    ("--label_smoothing 1", "--label_smoothing 1.0: must be below 1"),
+    ("--mode prefix+lora --task e2e --shelf {place}/shelf", "a shelf holds prefixes only"),
     ("--out {place}/done", "done holds this run already: resume it with --resume, or choose another --out"),
     ("--out {place}/data", "data exists and is not a run: choose another --out"),
     ("--out {place}/data/src1_test.txt", "src1_test.txt exists and is not a run"),
@@ -297,9 +322,7 @@ def test_training_refuses_bad_flags(world, place, refused, wrong, said):
     assert_says(complaint, said)
 
 
-@pytest.mark.parametrize(
-    "wrong", ["--lr abc", "--prefix_len 2.5", "--seed 1e3", "--mode nonsense", "--dtype fp8", "--nonsense 3", "--lr"]
-)
+@pytest.mark.parametrize("wrong", ["--lr abc", "--prefix_len 2.5", "--seed 1e3", "--dtype fp8", "--nonsense 3", "--lr"])
 @pytest.mark.parametrize("main", [train.main, evaluate.main], ids=["train", "evaluate"])
 def test_unknown_flags_and_malformed_values_are_refused_by_argparse(place, main, wrong, capsys):
     before = content(place)

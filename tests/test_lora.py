@@ -1,6 +1,10 @@
 """LoRA and the adapter do what their papers say, and LoRA equals peft's, alone and with a prefix."""
 
+import csv
+import json
 import math
+import re
+import shutil
 
 import peft
 import pytest
@@ -11,15 +15,24 @@ from test_fast import LENGTHS, examples
 from test_prefix import CONFIG, as_past
 from tiny import lively
 
+import llama
 import train
 from adapter import Adapter
-from e2e_data import collate
-from gpt2 import GPT2, GPT2Config, KVCache
+from e2e_data import collate, encode, load_tokenizer
+from evaluate import generate
+from fast.prepacked import can_pack
+from gpt2 import GPT2, GPT2Config, KVCache, Projection
+from harness import shelves
 from harness.door import Engine
 from harness.files import InputError
+from harness.loop import Run, validation_loss
+from harness.parts import load_parts
+from harness.runs import load_run
 from harness.safetensors import read_safetensors, write_safetensors
+from harness.settings import Settings
 from lora import MATRICES, LoRA
-from prefix import Prefix
+from prefix import Prefix, load_prefix
+from weights import load_config, load_model
 
 END = CONFIG.end_token
 BIG = GPT2Config(n_layer=3, n_head=4, n_embd=32, n_positions=128, vocab_size=101)  # of the fast path's examples
@@ -405,3 +418,121 @@ def test_misuse_is_refused_with_a_sentence(model):
     lora.merge()
     with pytest.raises(InputError, match="is merged into its model already"):
         lora.merge()
+
+
+# ----------------------------------------------------------------------------- runs
+
+
+@pytest.fixture
+def settings(world, tmp_path, monkeypatch):
+    """settings(mode, ...): a short run in fp32 on the tiny world."""
+    monkeypatch.setenv("METEOR_DATA", str(tmp_path / "none"))  # its tables take long to load
+    short = {"max_steps": 6, "batch_size": 8, "warmup_steps": 1, "mid_dim": 8, "log_every": 1, "max_new_tokens": 6}
+    place = {"model": str(world / "model"), "data": str(world / "data"), "device": "cpu", "dtype": "fp32"}
+    return lambda mode, **more: Settings(mode=mode, **{"out": str(tmp_path / mode)} | short | place | more)
+
+
+MIXTURES = ("lora", "adapter", "prefix+lora", "embedding+adapter", "infix+lora+adapter")
+
+
+@pytest.mark.parametrize("plain", [False, True], ids=["fast", "plain"])
+@pytest.mark.parametrize("mode", MIXTURES)
+def test_a_run_stores_the_numbers_it_announces_and_is_loaded_as_it_was_trained(settings, capsys, mode, plain):
+    """Part by part; with LoRA merged the validation loss is the run's own."""
+    folder = train.train(settings(mode, plain=plain, lr=0.02, prefix_len=None if "+" not in mode else 3))
+    sizes = json.loads((folder / "summary.json").read_text())["parameters"]
+    tensors, about = read_safetensors(folder / "parts.safetensors")
+    assert about["mode"] == mode and sizes["stored"] == sum(tensor.numel() for tensor in tensors.values())
+    printed = capsys.readouterr().out
+    for part in mode.split("+"):
+        own = sum(tensor.numel() for name, tensor in tensors.items() if name.split(".")[0] == part)
+        assert sizes[part] == own > 0 and f" {own:,}" in printed.split(" numbers stored")[0]
+    s, model = load_run(folder, device="cpu", dtype="fp32", plain=plain)
+    assert all(m.output_hook is None for m in model.modules() if isinstance(m, Projection))
+    batch = encode(load_tokenizer(s.model), s.dataset.examples("valid"), 100)
+    loss = validation_loss(model, batch, s.engine.choose(train.summed_loss), END, "cpu")
+    with open(folder / "valid.csv", newline="", encoding="utf-8") as file:
+        assert loss == pytest.approx(float(list(csv.DictReader(file))[-1]["valid_loss"]), rel=1e-4)
+    losses = (folder / "log.csv").read_text().splitlines()
+    assert float(losses[-1].split(",")[2]) < 0.95 * float(losses[1].split(",")[2])  # it learns
+
+
+def test_the_parts_and_their_sizes_are_printed(settings, capsys):
+    folder = train.train(settings("adapter+lora+prefix", max_steps=2, lora_on="fc, v", lora_rank=2, adapter_dim=8))
+    tensors = read_safetensors(folder / "parts.safetensors")[0]
+    line = next(line for line in capsys.readouterr().out.splitlines() if "numbers stored" in line)
+    n = r"([\d,]+)"
+    said = re.match(
+        rf"prefix of 5 positions {n} \+ lora of rank 2 on v, fc {n} \+ adapter of width 8 {n}: {n} numbers", line
+    )
+    *parts, stored = (int(number.replace(",", "")) for number in said.groups())
+    assert sum(parts) == stored == sum(tensor.numel() for tensor in tensors.values())
+
+
+def test_lora_and_adapter_have_a_learning_rate_of_their_own(settings):
+    """With a rate of 0 they stay at the start; the schedule is the same for both groups."""
+    folder = train.train(settings("prefix+lora", lora_lr=0.0, lora_dropout=0.0))
+    tensors = read_safetensors(folder / "parts.safetensors")[0]
+    assert all(tensor.abs().max() == 0 for name, tensor in tensors.items() if name.endswith("B"))
+    run = Run(settings("prefix+lora+adapter", lora_lr=3e-3, lr=1e-3).resolve())
+    optimizer = train.adamw(run.parameters(), 1e-3, 0.0)
+    batch = run.batches(run.train_set[:4])
+    train.update(run.model, optimizer, batch, 4, 5e-4)
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([5e-4, 1.5e-3, 1.5e-3])
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(run.learned.parameters()))
+
+
+def test_label_smoothing_acts_in_training_and_not_in_validation(settings, tmp_path):
+    plain, smooth = (
+        train.train(settings("lora", lr=0.0, label_smoothing=s, lora_dropout=0.0, out=str(tmp_path / f"{s}")))
+        for s in (0.0, 0.3)
+    )
+    rows = [[list(csv.DictReader((run / file).open())) for run in (plain, smooth)] for file in ("log.csv", "valid.csv")]
+    (a, b), (c, d) = rows
+    assert abs(float(b[0]["loss"]) - float(a[0]["loss"])) > 1e-3 and c[-1]["valid_loss"] == d[-1]["valid_loss"]
+
+
+@pytest.mark.parametrize("mode", ["lora", "prefix+lora+adapter"])
+def test_lora_is_merged_before_the_weights_are_rounded_and_packed_for_decoding(settings, mode):
+    folder = train.train(settings(mode, lr=0.02))
+    s, model = load_run(folder, device="cpu", dtype="bf16")
+    W, pairs = load_model(s.model).h[1].attn.c_attn.weight, read_safetensors(folder / "parts.safetensors")[0]
+    q = W[:, : W.size(0)] + 32 / 4 * pairs["lora.1.q.A"] @ pairs["lora.1.q.B"]
+    ours = model.h[1].attn.c_attn.weight[:, : W.size(0)]
+    assert ours.dtype == torch.bfloat16 and (ours == q.bfloat16()).float().mean() > 0.99
+    s.engine.ready_to_decode(model)
+    assert hasattr(model, "two_rounds") == can_pack()
+    assert isinstance(generate(folder, "name : Lotus | food : Thai", device="cpu", dtype="bf16"), str)
+
+
+def test_a_file_of_another_mixture_or_model_is_refused(settings, world, tmp_path):
+    lora, both = (train.train(settings(mode, max_steps=2)) for mode in ("lora", "prefix+lora"))
+    config = load_config(str(world / "model"))
+    with pytest.raises(InputError, match="holds 'prefix.lora', but the run's settings say lora"):
+        shutil.copy(both / "parts.safetensors", lora / "parts.safetensors")
+        load_run(lora)
+    with pytest.raises(InputError, match="does not hold a prefix .its mode is 'prefix.lora'"):
+        load_prefix(both / "parts.safetensors", config)
+    with pytest.raises(InputError, match="holds no lora .its mode is 'prefix.lora'"):
+        LoRA.load(both / "parts.safetensors", config)
+    with pytest.raises(InputError, match="was made for .* but this model has 3 layers of 4 heads"):
+        load_parts(both / "parts.safetensors", CONFIG, "prefix+lora")
+    tensors, about = read_safetensors(both / "parts.safetensors")
+    for change in ({"adapter.0.D": torch.zeros(2, 2)}, {"lora.0.q.A": torch.zeros(2, 2)}, {"prefix": torch.zeros(2)}):
+        write_safetensors(tmp_path / "bad.safetensors", {n: t.clone() for n, t in tensors.items()} | change, about)
+        with pytest.raises(InputError, match=r"bad\.safetensors"):
+            load_parts(tmp_path / "bad.safetensors", config, "prefix+lora")
+
+
+def test_a_llama_and_a_shelf_refuse_them(settings, tmp_path):
+    with pytest.raises(InputError, match="lora is written for GPT-2"):
+        LoRA(llama.CONFIGS["smollm2"])
+    folder = train.train(settings("prefix+lora", max_steps=2))
+    with pytest.raises(InputError, match="--task with --mode prefix.lora: a shelf holds prefixes only"):
+        shelves.put(folder, "e2e", str(tmp_path / "shelf"))
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    shutil.copy(folder / "parts.safetensors", mine / "e2e.safetensors")
+    for use in (shelves.describe, shelves.load_shelf):
+        with pytest.raises(InputError, match=r"e2e\.safetensors is not the file of a"):
+            use(mine)

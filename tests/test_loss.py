@@ -8,17 +8,18 @@ from fast.loss import SummedLoss
 
 
 @pytest.mark.parametrize("V", [9, 7])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("frozen", [False, True])
-def test_the_losss_gradient_is_its_derivative(frozen, V):
+def test_the_losss_gradient_is_its_derivative(frozen, V, smoothing):
     """Against finite differences, in double precision; rows behind a vocabulary of 7 count for nothing."""
     x, weight = (
         torch.randn(21, 6, dtype=torch.double, requires_grad=True),
         torch.randn(9, 6, dtype=torch.double, requires_grad=not frozen),
     )
     targets = torch.randint(0, V, (21,))
-    plain = F.cross_entropy(x @ weight[:V].t(), targets, reduction="sum")
-    torch.testing.assert_close(SummedLoss.apply(x, weight, targets, V), plain)
-    assert torch.autograd.gradcheck(lambda x, weight: SummedLoss.apply(x, weight, targets, V), (x, weight))
+    plain = F.cross_entropy(x @ weight[:V].t(), targets, reduction="sum", label_smoothing=smoothing)
+    torch.testing.assert_close(SummedLoss.apply(x, weight, targets, V, smoothing), plain)
+    assert torch.autograd.gradcheck(lambda x, weight: SummedLoss.apply(x, weight, targets, V, smoothing), (x, weight))
 
 
 @pytest.mark.parametrize("V", [57, 64])

@@ -138,6 +138,15 @@ def test_two_processes_give_the_losses_the_prefix_and_the_sentences_of_one(flags
 
 
 @pytest.mark.slow
+def test_two_processes_train_a_mixture_as_one_does(flags, tmp_path):
+    mixture = ("--mode", "prefix+lora+adapter", "--lora_dropout", 0, "--lora_lr", 5e-3, "--no_eval")
+    train.main(flags("one", *mixture))
+    status, printed = torchrun(ROOT / "train.py", *flags("two", *mixture))
+    assert status == 0, printed
+    assert_same_run(tmp_path / "one", tmp_path / "two")
+
+
+@pytest.mark.slow
 def test_shards_collectives_noise_and_fine_tuning_of_two_ranks(world, data, tmp_path):
     """And an error at one rank ends both."""
     _, printed = torchrun(ROOT / "tests" / "two_ranks.py", world, data, tmp_path)

@@ -200,6 +200,7 @@ def kill_after(monkeypatch, step: int) -> None:
     {"mode": "prefix"}, {"mode": "embedding"}, {"mode": "infix"}, {"mode": "finetune"}, {"init_text": "Italian food"},
     {"grad_accum": 3, "keep": "best", "valid_every": 4}, {"dtype": "bf16"}, {"dropout": 0.1}, {"no_reparam": True,
     "train_examples": 117},
+    {"mode": "prefix+lora", "warmup_steps": 2}, {"mode": "infix+lora+adapter", "adapter_dim": 4, "lora_lr": 5e-3},
 ])  # fmt: skip
 def test_killed_at_arbitrary_steps_and_resumed_gives_the_same_bits(settings, tmp_path, monkeypatch, changes):
     s = settings(checkpoint_every=5, log_every=3, out=str(tmp_path / "whole"), **changes)
@@ -310,6 +311,26 @@ def test_defaults_are_the_papers_row():
     assert (s.beam_size, s.length_norm, s.max_new_tokens, s.score_separator, s.seed) == (5, "total", 100, False, 101)
     f = Settings(mode="finetune").resolve()
     assert (f.lr, f.dropout, f.loss) == (5e-5, 0.1, "token")
+    unused = [value for name, value in vars(f).items() if name.startswith(("lora", "adapter", "label"))]
+    assert unused == [None] * 8  # or a run begun before they existed could not be resumed
+
+
+def test_defaults_of_lora_alone_are_its_papers_recipe_for_e2e():
+    s = Settings(mode="lora").resolve()
+    assert (s.lora_on, s.lora_rank, s.lora_alpha, s.lora_dropout, s.lr) == ("q,v", 4, 32.0, 0.1, 2e-4)
+    assert (s.batch_size, s.weight_decay, s.warmup_steps, s.label_smoothing, s.epochs) == (8, 0.01, 500, 0.1, 5)
+    assert (s.loss, s.beam_size, s.dropout, s.prefix_len) == ("token", 10, 0.0, None)
+    m = Settings(mode="lora+prefix", model="mini").resolve()
+    assert (m.mode, m.prefix_len, m.lr, m.loss, m.batch_size, m.label_smoothing) == (
+        "prefix+lora", 5, 2e-3, "sentence", 10, None,
+    )  # fmt: skip
+    folders = {
+        "runs/gpt2-lora": Settings(mode="lora", batch_size=8),
+        "runs/gpt2-lora-lora_rank8": Settings(mode="lora", lora_rank=8),
+        "runs/gpt2-prefix5-lora-adapter": Settings(mode="adapter+prefix+lora"),
+        "runs/gpt2-prefix5": Settings(batch_size=10, weight_decay=0.0),
+    }
+    assert list(folders) == [s.resolve().out for s in folders.values()]
 
 
 def test_learning_rate_falls_linearly_to_zero_after_a_warmup():
@@ -489,7 +510,15 @@ def test_pieces_of_a_batch_are_as_small_as_asked(settings, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "changes", [{"mode": "embedding"}, {"mode": "infix"}, {"init_text": "Italian food"}, {"mode": "finetune"}]
+    "changes",
+    [
+        {"mode": "embedding"},
+        {"mode": "infix"},
+        {"init_text": "Italian food"},
+        {"mode": "finetune"},
+        {"mode": "lora", "warmup_steps": 1},
+        {"mode": "embedding+lora+adapter"},
+    ],
 )
 def test_every_mode_trains_in_bf16_and_is_evaluated_in_either(settings, changes):
     folder = train(settings(dtype="bf16", max_steps=3, **changes))
