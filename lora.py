@@ -12,9 +12,8 @@ a = sqrt(5)). In training, dropout may act on the x of the change. The matrices 
     proj     attention's output projection
     fc mlp   the MLP's first matrix and its second
 
-The paper adapts q and v. After training the change can be merged, W' = W + (alpha / r) A B: the model then decodes
-at GPT-2's own speed, which one with a prefix does not quite. Left out: ranks that differ from matrix to matrix,
-embeddings, biases.
+The paper adapts q and v. After training the change can be merged, W' = W + (alpha / r) A B: the model then decodes at
+GPT-2's own speed. Left out: ranks that differ from matrix to matrix, embeddings, biases.
 
 Use:
 
@@ -216,6 +215,7 @@ class LoRA(OutputHooks):
         if not 0 < alpha < math.inf:
             raise InputError(f"--lora_alpha {alpha}: must be above 0, or nothing is learned")
         self.on, self.rank, self.alpha, self.p = tuple(name for name in MATRICES if name in on), rank, alpha, dropout
+        self.dropout = F.dropout  # or a faster function (harness/door.py)
         self.kept: list[Tensor] = []  # while merged: the weights as they were, in the order of `places`
         C = config.n_embd
         self.layers = nn.ModuleList(
@@ -234,7 +234,7 @@ class LoRA(OutputHooks):
     def add(self, pairs: LowRank, x: Tensor, y: Tensor) -> Tensor:
         """Projection.output_hook:  x [.., n_in], y [.., n_out]  ->  y + (alpha / r) x A B  [.., n_out]."""
         A, B = pairs.factors()
-        x = F.dropout(x, self.p, self.training)
+        x = self.dropout(x, self.p, self.training)
         return y + (self.alpha / self.rank * (x @ A)) @ B
 
     def places(self, model: GPT2) -> list[tuple[nn.Module, LowRank]]:

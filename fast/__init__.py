@@ -4,6 +4,7 @@
     train.summed_loss          training.summed_loss      no padding outside attention, logits of scored tokens only
     train.clip_gradients       training.clip_gradients   the norm row by row, the division inside AdamW
     beam.NextWords             decoding.NextWords        beams share keys and values; frozen weights are packed
+    F.dropout                  ops.dropout               16 random bits each (LoRA's)
 
     summed_loss, NextWords     llama.*                   the same for a Llama
 
@@ -23,6 +24,16 @@ plain counterpart.
 from fast import llama
 from fast.decoding import NextWords, pack
 from fast.memory import keep_freed_memory
+from fast.ops import dropout
 from fast.training import clip_gradients, round_frozen, summed_loss
 
-__all__ = ["NextWords", "clip_gradients", "keep_freed_memory", "llama", "pack", "round_frozen", "summed_loss"]
+__all__ = [
+    "NextWords",
+    "clip_gradients",
+    "dropout",
+    "keep_freed_memory",
+    "llama",
+    "pack",
+    "round_frozen",
+    "summed_loss",
+]

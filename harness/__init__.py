@@ -4,6 +4,7 @@ settings.py      the flags of the command line, and their defaults
 machine.py       device, number format, a description of the machine
 door.py          the one place that chooses between the plain path and fast/
 runs.py          a run's folder: its settings, its model, what it learned
+parts.py         the parts of --mode prefix+lora: made, attached, saved and counted as one
 datasets.py      the data sets that --data names, and how each is scored
 checkpoints.py   logs and checkpoints that survive a kill
 loop.py          what is hung on train.py's loop: data, logs, validation, checkpoints

@@ -10,9 +10,12 @@ never import fast/.
 import functools
 from collections.abc import Callable
 
+import torch.nn.functional as F
+
 from gpt2 import GPT2
 from harness.machine import autocast
 from llama import Llama
+from lora import LoRA
 
 
 def set_allocator(plain: bool) -> None:
@@ -60,6 +63,9 @@ class Engine:
         model.to(self.device)
         if prefix is not None:
             prefix.to(self.device).attach(model.requires_grad_(False))
+            for part in prefix.modules():
+                if isinstance(part, LoRA):
+                    part.dropout = self.choose(F.dropout)
         if self.dtype == "bf16" and not self.plain:
             import fast
 

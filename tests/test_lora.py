@@ -15,6 +15,7 @@ from test_fast import LENGTHS, examples
 from test_prefix import CONFIG, as_past
 from tiny import lively
 
+import fast
 import llama
 import train
 from adapter import Adapter
@@ -246,6 +247,19 @@ def test_the_frozen_model_gets_no_gradients_and_no_parameters(model, tokens):
     model(tokens).sum().backward()
     assert all(parameter.grad is None for parameter in model.parameters())
     assert list(model.state_dict()) == before
+
+
+@pytest.mark.parametrize("plain", [True, False], ids=["plain", "fast"])
+def test_dropout_keeps_the_expected_change_on_both_paths(model, plain):
+    lora, x = trained(LoRA(CONFIG, ("proj",), dropout=0.25)), torch.randn(1, CONFIG.n_embd).expand(20_000, -1)
+    Engine(plain, "cpu", "fp32").to_device_and_freeze(model, lora)
+    projection, y = model.h[0].attn.c_proj, torch.zeros(())
+    with torch.no_grad():
+        noisy = projection.output_hook(x, y)
+        expected = lora.eval().add(lora.layers[0]["attn_c_proj"], x[:1], y)
+    assert lora.dropout is (F.dropout if plain else fast.dropout)
+    assert noisy.std(0).min() > 0.05 * expected.std()
+    torch.testing.assert_close(noisy.mean(0, keepdim=True), expected, atol=0.03 * noisy.std().item(), rtol=0)
 
 
 def test_dropout_acts_on_the_change_only_and_in_training_mode_only(model, tokens):
