@@ -476,3 +476,12 @@ def test_the_front_page_states_what_a_mixed_batch_costs():
     assert report["ratio"] <= 1.15
     text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
     assert f"A mixed batch took {report['ratio']:.2f} times as long as batches of one task" in text
+
+
+def test_the_front_page_states_what_the_two_tasks_reached():
+    report = load_report("tasks")
+    text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    assert f"a BLEU of {100 * report['e2e']['BLEU']:.1f} on" in text
+    table = report["table"]
+    assert f"an F1 of {100 * table['F1']:.1f} over exact fields, with {100 * table['exact']:.1f} %" in text
+    assert all(command in text for command in report["commands"])
