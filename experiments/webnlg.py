@@ -144,7 +144,7 @@ def main(argv: list[str] | None = None) -> None:
                 evaluate_run(folder)
             rows += rows_of(settings, folder)
             with write_atomic(given.out / "outputs" / f"{name}.txt") as file:
-                file.write(read_text(folder / "outputs.txt"))
+                file.write((folder / "outputs.txt").read_text(encoding="utf-8"))  # a text may be empty
             write_rows(given.out / "runs.csv", COLUMNS, rows)
     write_table(given.out)
     print(table(read_rows(given.out / "runs.csv")))

@@ -172,7 +172,9 @@ def train_briefly(folder, examples, steps: int, batch: int, seed: int = 0) -> GP
     return model
 
 
-@pytest.fixture(scope="module", params=["our own tables", pytest.param("E2E", marks=pytest.mark.slow)])
+@pytest.fixture(
+    scope="module", params=[pytest.param(data, marks=pytest.mark.slow) for data in ("our own tables", "E2E")]
+)
 def trained(request, tmp_path_factory):
     """(folder, model, tokenizer, 200 prompts): trained on our own tables, and where they are at hand on E2E's."""
     folder = tmp_path_factory.mktemp("trained")

@@ -327,6 +327,7 @@ def search(trained, batch_size: int, path: str = "fast", **options) -> list[list
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", ["plain", "fast"])
 def test_same_token_ids_as_transformers_on_50_prompts(trained, path):
     model, tokenizer, prompts = trained
