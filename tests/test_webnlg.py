@@ -120,6 +120,17 @@ def test_the_recorded_table_is_that_of_the_rows():
     assert {row["part"] for row in recorded()} == set(webnlg.PARTS)
 
 
+def test_the_findings_state_the_rows_differences():
+    bleu = {(row["mode"], row["part"]): 100 * float(row["BLEU"]) for row in recorded()}
+    gap = {part: bleu["finetune", part] - bleu["prefix", part] for part in webnlg.PARTS}
+    share = {part: 100 * bleu["prefix", part] / bleu["finetune", part] for part in webnlg.PARTS}
+    drop = {mode: bleu[mode, "seen"] - bleu[mode, "unseen"] for mode in webnlg.RATES}
+    text = " ".join((RESULTS / "README.md").read_text(encoding="utf-8").split())
+    assert f"{gap['unseen']:.1f} BLEU below it there, {gap['seen']:.1f} on seen ones" in text
+    assert f"{share['unseen']:.0f} % on unseen categories and {share['seen']:.0f} % on seen ones" in text
+    assert f"prefix {drop['prefix']:.1f} BLEU, fine-tuning {drop['finetune']:.1f}" in text
+
+
 def test_the_recorded_rates_are_those_with_the_lowest_validation_loss():
     with open(RESULTS / "search.csv", newline="", encoding="utf-8") as file:
         searched = list(csv.DictReader(file))
