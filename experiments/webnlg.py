@@ -43,7 +43,7 @@ COLUMNS = (
     "length_norm", *SCORES, "parameters_stored", "training_examples", "training_seconds", "decoding_seconds",
     "valid_loss", "machine", "dtype", "torch", "signature", "revision",
 )  # fmt: skip
-# BLEU of GPT-2 medium in the first version of the paper (arXiv 2101.00190v1, table 1).
+# BLEU of GPT-2 medium as the paper reports it, quoted second-hand; it seems to be that of arXiv 2101.00190v1.
 PAPER_BLEU = {
     "*GPT-2 medium, prefix 0.1 % (Li & Liang 2021)*": {"all": 55.1, "seen": 62.9, "unseen": 45.6},
     "*GPT-2 medium, fine-tune (Li & Liang 2021)*": {"all": 46.5, "seen": 64.2, "unseen": 27.7},
