@@ -236,7 +236,7 @@ class GPT2(nn.Module):
             start = cache.length if cache is not None else 0
             end = start + tokens.size(1)
             if end > self.config.n_positions:
-                raise ValueError(f"{end} tokens do not fit into GPT-2's context of {self.config.n_positions}")
+                raise ValueError(f"{end} tokens do not fit into the model's context of {self.config.n_positions}")
             positions = torch.arange(start, end, device=tokens.device)
         return tokens, positions, mask
 

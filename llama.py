@@ -33,7 +33,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gpt2 import KVCache, KVHook, causal_mask, join_heads
+from gpt2 import GPT2, KVCache, KVHook, causal_mask, join_heads
 
 
 @dataclass(frozen=True)
@@ -169,19 +169,7 @@ class Llama(nn.Module):
         tokens, positions, mask = self.inputs(tokens, cache, positions, mask)
         return self.logits(self.run_layers(self.embed_tokens(tokens), positions, mask, cache))
 
-    def inputs(
-        self, tokens: Tensor, cache: KVCache | None, positions: Tensor | None, mask: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """The tokens, their positions, and what each may see, after the hook."""
-        if self.input_hook is not None:
-            tokens, positions, mask = self.input_hook(tokens, cache, positions, mask)
-        if positions is None:
-            start = cache.length if cache is not None else 0
-            end = start + tokens.size(1)
-            if end > self.config.n_positions:
-                raise ValueError(f"{end} tokens do not fit into the Llama's context of {self.config.n_positions}")
-            positions = torch.arange(start, end, device=tokens.device)
-        return tokens, positions, mask
+    inputs = GPT2.inputs  # the hook, and positions that continue the cache
 
     def run_layers(
         self, x: Tensor, positions: Tensor, mask: Tensor | None = None, cache: KVCache | None = None

@@ -118,7 +118,7 @@ def test_dropout_acts_in_training_mode_only():
 
 
 def test_more_tokens_than_positions_are_refused(model):
-    with pytest.raises(ValueError, match="65 tokens do not fit into GPT-2's context of 64"):
+    with pytest.raises(ValueError, match="65 tokens do not fit into the model's context of 64"):
         model(torch.zeros(1, 65, dtype=torch.long))
 
 

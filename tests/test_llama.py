@@ -135,7 +135,7 @@ def test_only_the_distance_between_tokens_counts(model, tokens):
 
 
 def test_more_tokens_than_positions_are_refused(model):
-    with pytest.raises(ValueError, match="65 tokens do not fit into the Llama's context of 64"):
+    with pytest.raises(ValueError, match="65 tokens do not fit into the model's context of 64"):
         model(torch.zeros(1, 65, dtype=torch.long))
     with pytest.raises(ValueError, match="n_head a multiple of n_kv_head"):
         Llama(dataclasses.replace(CONFIG, n_kv_head=4))
