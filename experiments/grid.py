@@ -14,6 +14,7 @@ steps is all warm-up.
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from e2e_data import load_split
@@ -29,11 +30,16 @@ LOW_DATA_STEPS = {
 LOW_DATA = {"warmup_steps": 100, "keep": "best"}
 
 # The paper's code has rates for the prefix and for fine-tuning, with full data and low data. The other modes use the
-# prefix's.
+# prefix's; those with a LoRA or an adapter take LoRA's paper's.
 PUBLISHED_RATES = {
     "prefix": 8e-5, "infix": 8e-5, "embedding": 8e-5, "direct": 8e-5, "finetune": 5e-5, "low-prefix": 5e-5,
-    "low-finetune": 5e-5,
+    "low-finetune": 5e-5, "lora": 2e-4, "adapter": 2e-4, "prefix-lora": 2e-4, "prefix-adapter": 2e-4,
 }  # fmt: skip
+
+# All cells are trained and decoded alike, so LoRA alone does without its own paper's batch, warm-up and smoothing.
+ALIKE = {"batch_size": 10, "warmup_steps": 0, "weight_decay": 0.0, "label_smoothing": 0.0, "beam_size": 5}
+
+WIDE = {"lora_on": "q,v,fc,mlp"}
 
 # Published BLEU of a cell: the poster's (the size is not stated; GPT-2 small by inference), the paper's (GPT-2 medium).
 BLEU_ELSEWHERE = {
@@ -90,6 +96,32 @@ def grid(n_words: int) -> list[Cell]:
             flags = {"mode": mode, "train_examples": n, "max_steps": LOW_DATA_STEPS[mode][n]} | own | LOW_DATA
             name = "fine-tune" if mode == "finetune" else mode
             cells.append(Cell(f"low{n}-{mode}", f"{name}, {n} examples", flags, f"low-{mode}", all_seeds=True))
+    return cells + combinations()
+
+
+def combinations() -> list[Cell]:
+    """LoRA, the adapter, and each with a prefix, at storage from a prefix's to a tenth of the model.
+
+    lora4 has rank 4 on q and v; lora4-wide has it on q, v and both matrices of the MLP.
+    """
+    cells = [
+        Cell(f"lora{r}", f"LoRA, r = {r} on q, v", {"mode": "lora", "lora_rank": r} | ALIKE, "lora", all_seeds=r == 4)
+        for r in (4, 16, 64)
+    ]
+    cells += [
+        Cell(f"lora{r}-wide", f"LoRA, r = {r} on q, v, MLP", {"mode": "lora", "lora_rank": r} | WIDE | ALIKE, "lora")
+        for r in (4, 16)
+    ]
+    cells += [
+        Cell(f"adapter{d}", f"adapter, width {d}", {"mode": "adapter", "adapter_dim": d}, "adapter") for d in (16, 64)
+    ]
+    for P, r, on, all_seeds in ((5, 4, {}, True), (20, 4, {}, False), (5, 4, WIDE, False), (20, 16, WIDE, True)):
+        name, where = f"prefix{P}-lora{r}" + ("-wide" if on else ""), "q, v, MLP" if on else "q, v"
+        flags = {"mode": "prefix+lora", "prefix_len": P, "lora_rank": r} | on
+        cells.append(Cell(name, f"prefix, P = {P}, + LoRA, r = {r} on {where}", flags, "prefix-lora", "", all_seeds))
+    for P, d in ((5, 16), (20, 64)):
+        flags = {"mode": "prefix+adapter", "prefix_len": P, "adapter_dim": d}
+        cells.append(Cell(f"prefix{P}-adapter{d}", f"prefix, P = {P}, + adapter, width {d}", flags, "prefix-adapter"))
     return cells
 
 
@@ -140,8 +172,8 @@ def cell_settings(given: Settings, cell: Cell, seed: int, lr: float, n_train: in
     return replace(settings, warmup_steps=min(settings.warmup_steps or 0, steps - 1)), steps
 
 
-def check_families(rates: dict[str, float], where: str) -> None:
-    """Raise InputError if a family of the grid has no learning rate."""
-    if missing := ", ".join(sorted(PUBLISHED_RATES.keys() - rates.keys())):
+def check_families(rates: dict[str, float], families: Iterable[str], where: str) -> None:
+    """Raise InputError if one of these families has no learning rate."""
+    if missing := ", ".join(sorted(set(families) - rates.keys())):
         command = "python experiments/search.py"
         raise InputError(f"{where} has no learning rate for {missing}: run {command} for this model")

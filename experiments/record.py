@@ -29,7 +29,8 @@ SAMPLES = 3  # of the best texts, and as many of the worst
 # The columns that identify a run: if one of them differs, it is another run.
 SETTINGS = (
     "cell", "seed", "model", "weights", "data", "mode", "prefix_len", "mid_dim", "no_reparam", "init_text", "prompt",
-    "train_examples", "lr", "steps", "batch_size", "warmup_steps", "weight_decay", "clip", "dropout", "loss", "keep",
+    "lora_on", "lora_rank", "lora_alpha", "lora_dropout", "lora_lr", "adapter_dim", "adapter_scale", "train_examples",
+    "lr", "steps", "batch_size", "warmup_steps", "weight_decay", "label_smoothing", "clip", "dropout", "loss", "keep",
     "beam_size", "length_norm", "max_new_tokens",
 )  # fmt: skip
 SCORES = (*metrics.CORPUS_KEYS, "values_said", "values_invented")  # share of the tables' values; values per table
@@ -92,11 +93,12 @@ def identity(run: Run) -> dict[str, str]:
     s, trained = run.settings, run.cell.rate is not None
     row = {name: getattr(s, name, None) for name in SETTINGS}
     row |= {"cell": run.cell.name, "steps": run.steps, "prompt": run.cell.prompt, "no_reparam": s.no_reparam or None}
+    row["label_smoothing"] = s.label_smoothing or None
     row |= {"model": Path(s.model).name, "weights": s.weights and Path(s.weights).name, "data": data_label(s.data)}
     if not trained:
         row |= {"mode": "zero-shot", "seed": None}
         row |= dict.fromkeys(("lr", "batch_size", "warmup_steps", "weight_decay", "clip", "dropout", "loss", "keep"))
-    if s.finetunes or s.no_reparam:
+    if not s.has_prefix or s.no_reparam:
         row["mid_dim"] = None
     return {name: cell_text(value) for name, value in row.items()}
 

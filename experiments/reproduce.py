@@ -92,22 +92,27 @@ def run_all(runs: list[Run], results: Path, names: list[str]) -> dict[str, str]:
     return failed
 
 
-def rates_for(base: dict, results: Path, folder: Path, dry_run: bool) -> dict[str, float]:
-    """The learning rates: an earlier search's, else the paper's for GPT-2's published sizes, else searched now."""
+def rates_for(base: dict, results: Path, folder: Path, families: set[str], dry_run: bool) -> dict[str, float]:
+    """These families' learning rates: an earlier search's, else the papers' for GPT-2's published sizes, else searched.
+
+    The result has the others' too, published or found.
+    """
     rates = read_rates(results, data_label(base.get("data")))
     published = base.get("model", "gpt2") in OPENAI_SIZES
     if published and not rates:
-        print("learning rates: the paper's")
+        print("learning rates: the papers'")
         return PUBLISHED_RATES
-    if dry_run and PUBLISHED_RATES.keys() - rates.keys():
+    if dry_run and families - rates.keys():
         print("learning rates: to be searched first; the estimate does not include the search")
         return PUBLISHED_RATES | rates
     if not published:
-        rates = search(results, folder / "search", base)
-    check_families(rates, str(results / "search.csv"))
+        rates = search(
+            results, folder / "search", base, families=[name for name in PUBLISHED_RATES if name in families]
+        )
+    check_families(rates, families, str(results / "search.csv"))
     chosen = ", ".join(f"{family} {rate:g}" for family, rate in rates.items())
     print(f"learning rates, chosen on the validation set: {chosen}")
-    return rates
+    return PUBLISHED_RATES | rates
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -130,10 +135,13 @@ def main(argv: list[str] | None = None) -> None:
     base, results, folder = read_common_flags(given)
     set_allocator(plain=False)
     try:
-        rates = rates_for(base, results, folder, given.dry_run)
-        everything = plan(base, rates, str(folder), tuple(dict.fromkeys(given.seeds)))
+        seeds = tuple(dict.fromkeys(given.seeds))
+        everything = plan(base, PUBLISHED_RATES, str(folder), seeds)
         names = [run.name for run in everything]
-        runs = choose(everything, given.only) if given.only else everything
+        chosen = {run.name for run in (choose(everything, given.only) if given.only else everything)}
+        families = {run.cell.rate for run in everything if run.name in chosen and run.cell.rate}
+        rates = rates_for(base, results, folder, families, given.dry_run)
+        runs = [run for run in plan(base, rates, str(folder), seeds) if run.name in chosen]
         if given.dry_run:
             show(runs, results)
             return

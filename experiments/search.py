@@ -14,7 +14,7 @@ steps favour higher rates slightly: the choice holds for the number of steps tha
 import argparse
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -34,25 +34,29 @@ LADDER = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
 FIRST = (3, 4, 5)  # indices of the rates that are always tried
 REPRESENTATIVE = {
     "prefix": "prefix5", "infix": "infix10", "embedding": "embedding10", "direct": "prefix5-direct",
-    "finetune": "finetune", "low-prefix": "low100-prefix", "low-finetune": "low100-finetune",
+    "finetune": "finetune", "low-prefix": "low100-prefix", "low-finetune": "low100-finetune", "lora": "lora4",
+    "adapter": "adapter64", "prefix-lora": "prefix20-lora16-wide", "prefix-adapter": "prefix20-adapter64",
 }  # fmt: skip
 STEPS = 1000
 COLUMNS = ("family", "cell", "data", "lr", "steps", "batch_size", "valid_loss", "chosen")
 BASE_FLAGS = ("model", "weights", "data", "epochs", "max_steps", "max_new_tokens", "device", "dtype")
 
 
-def search(results: Path, folder: Path, base: dict, max_steps: int = STEPS) -> dict[str, float]:
-    """Find the rate of each family that is not in search.csv yet; returns all rates. A stopped search continues.
+def search(
+    results: Path, folder: Path, base: dict, max_steps: int = STEPS, families: Iterable[str] = PUBLISHED_RATES
+) -> dict[str, float]:
+    """Find the rate of each of these families that is not in search.csv yet; returns all rates that are.
 
     results    folder of search.csv
     folder     parent of the runs' folders
     base       as in grid.plan
+    A stopped search continues.
     """
     full = max(run.steps for run in plan(base, PUBLISHED_RATES, str(folder)) if run.settings.train_examples is None)
     steps, data = min(max_steps, full), data_label(base.get("data"))
     planned = plan(base | {"max_steps": steps}, PUBLISHED_RATES, str(folder))
     runs = {run.cell.name: run for run in reversed(planned)}  # reversed, so that the first seed's run remains
-    for family in PUBLISHED_RATES:
+    for family in families:
         if family not in read_rates(results, data):
             run = runs[REPRESENTATIVE[family]]
             losses = climb(partial(try_rate, run))
