@@ -124,7 +124,8 @@ def evaluate_run(folder: str | Path, batch_size: int = 64, split: str = "test", 
     if ranks.rank() > 0:
         return scores
 
-    other = [f"{name}_{value}" for name, value in settings.search.items() if value != getattr(own, name)]
+    asked = {name: getattr(settings, name) for name in (*SEARCH, "decode_dtype")}
+    other = [f"{name}_{value}" for name, value in asked.items() if value != getattr(own, name)]
     ending = "-".join(["", *([] if split == "test" else [split]), *other])
     with write_atomic(folder / f"outputs{ending}.txt") as file:
         file.writelines(text + "\n" for text in outputs)
@@ -231,7 +232,7 @@ def score_files(
 # ----------------------------------------------------------------------------- the command line
 
 EMPTY = "name some fields, e.g. 'name : Blue Spice | area : riverside'"
-ONE, HERE = (*SEARCH, "model", "weights"), ("device", "dtype", "plain")
+ONE, HERE = (*SEARCH, "decode_dtype", "model", "weights"), ("device", "plain")
 OWN = (*ONE, "data")
 # What can be asked for, and the flags that have an effect on it.
 USES = {
