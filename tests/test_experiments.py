@@ -379,7 +379,7 @@ def test_a_dry_run_prints_runs_and_estimate_and_writes_nothing(world, tmp_path, 
     assert re.search(r"^prefix5-seed103 +4 steps  lr 8e-05 ", out, re.M) and not re.search(
         "^finetune|^infix", out, re.M
     )
-    assert "to be searched first" in out and re.search(r"^15 runs to go, estimated time: \d+:\d\d:\d\d$", out, re.M)
+    assert "to be searched first" in out and re.search(r"^25 runs to go, estimated time: \d+:\d\d:\d\d$", out, re.M)
     assert contents(tmp_path) == {}
     with pytest.raises(SystemExit) as stopped:
         reproduce.main(arguments(world, tmp_path, "--dry_run", "--only", "prefx*"))
@@ -473,7 +473,8 @@ def test_the_search_takes_the_rate_with_the_lowest_validation_loss_and_continues
     assert rates.keys() == grid.PUBLISHED_RATES.keys() and (tmp_path / "search.csv").read_text().startswith(before)
     assert {(s.mode, s.no_reparam, s.train_examples) for s in given[first:]} == {  # only the families that were left
         ("embedding", False, None), ("prefix", True, None), ("finetune", False, None),
-        ("prefix", False, 100), ("finetune", False, 100),
+        ("prefix", False, 100), ("finetune", False, 100), ("lora", False, None), ("adapter", False, None),
+        ("prefix+lora", False, None), ("prefix+adapter", False, None),
     }  # fmt: skip
     for family in rates:
         rows = [row for row in read_rows(tmp_path / "search.csv") if row["family"] == family]
@@ -537,8 +538,8 @@ def test_the_table_states_mean_and_spread_over_seeds(made, tmp_path):
     prefix5 = next(line for line in table.splitlines() if line.startswith("| prefix, P = 5 |"))
     assert prefix5.startswith("| prefix, P = 5 | 1,280 (0.94 %) | 62.0 ± 2.8 |")
     assert (
-        "± is the standard deviation over seeds (infix, P = 10: 2; prefix, P = 5: 2; fine-tune: 2);"
-        " the other rows are single runs" in table
+        "± is the standard deviation over seeds (infix, P = 10: 2; prefix, P = 5: 2; fine-tune: 2;"
+        " prefix, P = 5, + LoRA, r = 4 on q, v: 2); the other rows are single runs" in table
     )
     assert (
         "| *poster, prefix 0.1 %* | – | 68.5 | – | 8.71 | 44.3 | 70.4 | 2.34 | – |" in table
@@ -555,12 +556,16 @@ def test_published_rows_appear_for_e2e_only(made, tmp_path):
 
 def test_what_is_missing_is_said(made, tmp_path):
     cells = report.summarise(made / "tiny")
-    assert "Not run: prefix, P = 20." in report.main_table(cells)
+    first = "Not run: prefix, P = 20; LoRA, r = 4 on q, v; prefix, P = 20, + LoRA, r = 16 on q, v, MLP."
+    assert first in report.main_table(cells)
     assert re.search(
-        r"Not run: prefix, P = 3; .*infix, P = 1; infix, P = 20; .*fine-tune, 500 examples\.$",
+        r"Not run: prefix, P = 3; .*infix, P = 1; infix, P = 20; .*fine-tune, 500 examples; LoRA, .*adapter, width 64;",
         report.full_report(cells),
         re.M,
     )
+    posters = {cell.name for cell in grid.posters(0)}
+    few = {name: cell for name, cell in cells.items() if name in posters}
+    assert "LoRA" not in report.full_report(few) and "Not run: prefix, P = 20." in report.main_table(few)
     shutil.copytree(made / "tiny", tmp_path / "tiny", ignore=shutil.ignore_patterns("curves"))
     with pytest.raises(InputError, match="has no finetune-seed1.csv, though runs.csv has the run"):
         report.write_report(tmp_path / "tiny")
