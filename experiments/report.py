@@ -21,7 +21,7 @@ from pathlib import Path
 if __name__ == "__main__":  # so that this project's modules are found
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from experiments.grid import BLEU_ELSEWHERE, WORDS, combinations, posters
+from experiments.grid import BLEU_ELSEWHERE, WORDS, combinations, grid, posters
 from experiments.record import E2E, read_rows
 from experiments.summary import Summary, relative_time, summarise
 from harness.files import InputError, exit_on_input_error, read_text, write_atomic
@@ -139,10 +139,9 @@ def notes(cells: dict[str, Summary]) -> str:
 
 def not_run(cells: dict[str, Summary], names: Iterable[str]) -> str:
     """A sentence that names the missing cells; "" if none is missing, or of an experiment none was run."""
-    missing = []
-    for experiment in (posters(0), combinations()):
-        if any(cell.name in cells for cell in experiment):
-            missing += [cell.label for cell in experiment if cell.name in names and cell.name not in cells]
+    begun = [e for e in (posters(0), combinations()) if any(cell.name in cells for cell in e)]
+    labels = {cell.name: cell.label for experiment in begun for cell in experiment}
+    missing = [labels[name] for name in names if name in labels and name not in cells]
     return f" Not run: {'; '.join(missing)}." if missing else ""
 
 
@@ -201,7 +200,7 @@ def full_report(cells: dict[str, Summary]) -> str:
         f"A prefix that begins as “{WORDS}” has as many positions as these words have tokens in the model's vocabulary."
         " Invented: values that a text states without support in its table, so many a table."
         " Every run is a row of runs.csv."
-        f"{not_run(cells, [name for names in SECTIONS.values() for name in names])}\n"
+        f"{not_run(cells, (cell.name for cell in grid(0)))}\n"
     )
     return "\n".join(parts)
 
