@@ -189,7 +189,6 @@ def test_a_words_shares_sum_to_one_in_every_head(make_run, mode):
     assert found.sources == [kind, "name", "food", "near", "separator", "earlier words"]
     assert found.shares.shape == (2, 4, len(found.words), 6)
     torch.testing.assert_close(found.shares.sum(-1), torch.ones(2, 4, len(found.words)))
-    assert not found.shares[:, :, 0, -1].any()  # before the first word there is none
     has_prefix = any(name in MODES for name in mode.split("+"))
     assert found.shares[..., 0].any() == found.shares[..., 0].all() == has_prefix
     (layer, head, share), *others = ranking(found)
@@ -287,10 +286,10 @@ def test_the_pictures_show_the_shares(run, writes):
     shown = [text.get_text() for text in axes.texts]
     assert shown == [f"{100 * share:.0f}" for share in shares.tolist() if share >= 0.005]
 
-    panels = look_figures.layers(found, 0, 6, has_prefix=True).axes[:4]
+    panels = look_figures.layers(found, 0, 7, has_prefix=True).axes[:4]
     assert [axes.get_title() for axes in panels] == ["prefix", "table", "separator", "earlier\nwords"]
     torch.testing.assert_close(cells(panels[1]), found.shares.mean(1)[..., 1:4].sum(-1).T.flatten())
-    torch.testing.assert_close(sum(cells(axes) for axes in panels), torch.ones(12))
+    torch.testing.assert_close(sum(cells(axes) for axes in panels), torch.ones(14))
 
     upper, lower = look_figures.heads(found).axes
     torch.testing.assert_close(cells(upper), found.prefix_by_head.flatten())
