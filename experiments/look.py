@@ -30,8 +30,11 @@ if __name__ == "__main__":  # so that this project's modules are found
 
 from evaluate import EMPTY, writer_of
 from experiments.attention import Look, look, ranking
+from experiments.record import data_label
 from harness.files import InputError, exit_on_input_error, read_text, write_atomic
+from harness.machine import describe_machine
 from harness.runs import load_settings
+from harness.settings import Settings
 
 # the file of a run that has a column
 FILES = {"loss": "log.csv", "lr": "log.csv", "grad_norm": "log.csv", "valid_loss": "valid.csv"}
@@ -84,11 +87,16 @@ def names_of(folders: list[Path]) -> list[str]:
     return names
 
 
-def numbers(found: Look) -> dict:
-    """What attention.json holds: shares rounded to four decimals."""
+def numbers(found: Look, settings: Settings) -> dict:
+    """What attention.json holds: the run, the text, and shares rounded to four decimals."""
     by_layer = [[[round(x, 4) for x in row] for row in layer] for layer in found.shares.mean(1).tolist()]
     by_head = [[round(x, 4) for x in row] for row in found.prefix_by_head.tolist()]
     return {
+        "mode": settings.mode,
+        "prefix_len": settings.prefix_len,
+        "model": Path(settings.model).name,
+        "data": data_label(settings.data),
+        "machine": describe_machine(settings.device, settings.dtype),
         "table": found.source,
         "text": found.text,
         "words": found.words,
@@ -99,9 +107,9 @@ def numbers(found: Look) -> dict:
     }
 
 
-def write_numbers(path: Path, found: Look) -> None:
+def write_numbers(path: Path, found: Look, settings: Settings) -> None:
     """attention.json, a row of numbers a line."""
-    content = numbers(found)
+    content = numbers(found, settings)
     long = {key: content.pop(key) for key in ("by_layer", "prefix_by_head")}
     rows = ",\n".join(
         "  [\n" + ",\n".join(f"   {json.dumps(row)}" for row in layer) + "\n  ]" for layer in long["by_layer"]
@@ -152,7 +160,7 @@ def draw_attention(folder: Path, table: str, out: Path) -> list[Path]:
         print(f"the heads that look at the {found.sources[0]} most, % of their attention, mean over words:")
         for layer, head, share in ranking(found)[:8]:
             print(f"  layer {layer:>2}, head {head:>2}  {100 * share:5.1f}")
-    write_numbers(out / "attention.json", found)
+    write_numbers(out / "attention.json", found, writer.settings)
     return [*written, out / "attention.json"]
 
 

@@ -1,9 +1,10 @@
 """The pictures of experiments/look.py, in the style of figures.py: narrow, with large letters, labels at the data.
 
-A share of attention is a shade of one colour, from white (none) to dark blue (all), with its percentage in the cell
-where there is room for it.
+A share of attention is a shade of one colour, from white (none) to dark blue (all). Where there is room, its percentage
+is in the cell; there, dark blue is the picture's highest share.
 """
 
+import textwrap
 from pathlib import Path
 
 import matplotlib
@@ -112,7 +113,8 @@ def attention(found: Look, first: int, last: int, has_prefix: bool) -> Figure:
     start = 0 if has_prefix else 1
     shares = found.shares.mean((0, 1))[first:last, start:]  # [W, N]
     names = found.sources[start:]
-    figure = Figure(figsize=(WIDTH, 1.9 + 0.3 * len(shares)), layout="constrained")
+    table = textwrap.wrap(" | ".join(part.replace(" ", "\xa0") for part in found.source.split(" | ")), 58)
+    figure = Figure(figsize=(WIDTH, 2.1 + 0.2 * len(table) + 0.29 * len(shares)), layout="constrained")
     axes = figure.subplots()
     heat_map(axes, shares, found.words[first:last], numbers=True)
     axes.set_xticks(range(len(names)), names, rotation=45, ha="left", rotation_mode="anchor")
@@ -122,6 +124,7 @@ def attention(found: Look, first: int, last: int, has_prefix: bool) -> Figure:
     for x in (*between, len(names) - 2.5):
         axes.axvline(x, color="white", linewidth=6)
     axes.set_xlabel("% of the word's attention, mean over layers and heads")
+    figure.suptitle("\n".join(table), fontsize=12, x=0.01, ha="left")
     return figure
 
 
@@ -138,7 +141,8 @@ def layers(found: Look, first: int, last: int, has_prefix: bool) -> Figure:
         ticks = range(L) if L <= 6 else [0, L // 2 - 1, L - 1]
         axes.set_xticks(ticks, [str(1 + layer) for layer in ticks])
         axes.set_title(name, pad=10)
-    figure.supxlabel("layer", fontsize=14)
+    above = {"xytext": (-10, 12), "textcoords": "offset points", "ha": "right", "va": "center"}
+    columns[0].annotate("layer", (-0.5, -0.5), **above)
     bar = figure.colorbar(image, ax=columns, location="bottom", aspect=40, pad=0.03, ticks=[0, 0.25, 0.5, 0.75, 1])
     bar.ax.set_xticklabels(["0", "25", "50", "75", "100 %"])
     bar.outline.set_visible(False)
@@ -162,7 +166,8 @@ def heads(found: Look) -> Figure:
         lower.barh(-place, 100 * share, color=BLUE, height=0.7)
         lower.text(100 * share + 1, -place, f"{100 * share:.0f}", va="center")
     lower.set_yticks([-place for place in range(len(best))], [f"layer {layer}, head {head}" for layer, head, _ in best])
-    lower.set_xlim(0, 108)
+    lower.set_xlim(0, 114)
+    lower.set_xticks(range(0, 101, 20))
     lower.tick_params(axis="y", length=0)
     lower.set_xlabel(f"% of attention on the {found.sources[0]}, mean over words")
     return figure
@@ -171,12 +176,13 @@ def heads(found: Look) -> Figure:
 def heat_map(axes, shares: Tensor, rows: list[str], numbers: bool):
     """A matrix of shares [rows, columns] as shades, with the rows' names; the columns' ticks are on top."""
     n_rows, n_columns = shares.shape
+    highest = max(0.01, shares.max().item()) if numbers else 1
     edges = [x - 0.5 for x in range(n_columns + 1)], [y - 0.5 for y in range(n_rows + 1)]
     style = {"edgecolors": "white", "linewidth": 1.5 if numbers else 0.5}
-    image = axes.pcolormesh(*edges, shares.numpy(), cmap=SHADES, vmin=0, vmax=1, **style)
+    image = axes.pcolormesh(*edges, shares.numpy(), cmap=SHADES, vmin=0, vmax=highest, **style)
     for (y, x), share in ((place, shares[place].item()) for place in np.ndindex(n_rows, n_columns)):
-        if numbers and share >= 0.005:
-            colour = "white" if share > 0.45 else "black"
+        if numbers:
+            colour = "white" if share > 0.52 * highest else "black"
             axes.text(x, y, f"{100 * share:.0f}", color=colour, fontsize=12, ha="center", va="center")
     axes.set_ylim(n_rows - 0.5, -0.5)  # the first row is the upper one
     axes.set_yticks(range(n_rows), ["".join(c if c.isprintable() else "\ufffd" for c in name) for name in rows])

@@ -284,7 +284,7 @@ def test_the_pictures_show_the_shares(run, writes):
     shares = found.shares.mean((0, 1))[1:3].flatten()
     torch.testing.assert_close(cells(axes), shares)
     shown = [text.get_text() for text in axes.texts]
-    assert shown == [f"{100 * share:.0f}" for share in shares.tolist() if share >= 0.005]
+    assert shown == [f"{100 * share:.0f}" for share in shares.tolist()]
 
     panels = look_figures.layers(found, 0, 7, has_prefix=True).axes[:4]
     assert [axes.get_title() for axes in panels] == ["prefix", "table", "separator", "earlier\nwords"]
@@ -301,6 +301,29 @@ def test_without_a_prefix_the_pictures_have_no_column_for_it(make_run, writes, t
     assert {path.name for path in tmp_path.iterdir()} == {
         "attention.svg", "attention.png", "attention-layers.svg", "attention-layers.png", "attention.json",
     }  # fmt: skip
+
+
+def test_the_picture_of_mini_shows_what_readme_says_of_it():
+    folder = ROOT / "results" / "mini" / "figures"
+    found = json.loads((folder / "attention.json").read_text(encoding="utf-8"))
+    assert (found["model"], found["data"], found["mode"], found["prefix_len"]) == ("mini", "mini", "prefix", 5)
+    for name in ("attention", "attention-layers", "attention-heads"):
+        assert (folder / f"{name}.svg").stat().st_size < 300_000
+        assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    shares = torch.tensor(found["by_layer"]).mean(0)  # [W, N]
+    torch.testing.assert_close(shares.sum(1), torch.ones(len(shares)), atol=1e-3, rtol=0)
+    fields = found["sources"][1:-2]
+    most = {word: fields[i] for word, i in zip(found["words"], shares[:, 1:-2].argmax(1).tolist())}
+    expected = {"Rusty": "name", "Kettle": "name", "restaurant": "Type"}
+    expected |= dict.fromkeys(("4", "out", "of", "5"), "customer rating")
+    assert {word: most[word] for word in expected} == expected
+    assert [f"{100 * share:.0f}" for share in (shares[:, 0].min(), shares[:, 0].max())] == [
+        "18",
+        "44",
+    ]  # % on the prefix
+    by_head = torch.tensor(found["prefix_by_head"])
+    assert (by_head > 0.99).nonzero().tolist() == [[1, 0], [1, 2], [3, 3]]  # counted from 0
+    assert "Fallow" not in found["text"] and f"{100 * shares[:, 1 + fields.index('near')].max():.0f}" == "13"
 
 
 # ----------------------------------------------------------------------------- bad input
