@@ -10,8 +10,7 @@ import pytest
 import tiny_llama
 import torch
 from test_lora import KINDS, trained
-from test_prefix import CONFIG, END, as_past
-from tiny import lively
+from test_prefix import CONFIG, END, as_past, model, twin  # noqa: F401
 
 from adapter import Adapter
 from e2e_data import encode_prompt, load_tokenizer
@@ -19,23 +18,18 @@ from evaluate import generate, writer_of
 from experiments import look as program
 from experiments import look_figures
 from experiments.attention import attention_weights, fields_of, look, ranking, words_of
-from gpt2 import GPT2, join_heads
+from gpt2 import join_heads
 from harness.parts import Parts
 from harness.runs import save_learned, trained_file, write_json
 from harness.settings import Settings
 from lora import MATRICES, LoRA
 from prefix import MODES, Embedding, Infix, Prefix
-from weights import load_gpt2
+from weights import load_model
 
 ROOT = Path(__file__).resolve().parent.parent
 TABLE = "name : Café Ruby | food : Thai | near : the Clock Tower"
 LOG = "step,epoch,loss,lr,grad_norm,tokens_per_s\n1,0.1,3.5,1.0e-03,2.5,100\n2,0.2,3.25,5.0e-04,1.5,100\n"
 VALID = 'step,epoch,valid_loss,seconds,sample\n2,0.2,3.125,1.0,"Lotus, a pub"\n'
-
-
-@pytest.fixture
-def model():
-    return lively(GPT2(CONFIG)).eval().requires_grad_(False)
 
 
 @pytest.fixture
@@ -52,12 +46,12 @@ def make_run(world, tmp_path_factory):
     def make(mode: str, **changes) -> Path:
         folder = tmp_path_factory.mktemp("runs") / mode.replace("+", "-")
         settings = Settings(
-            mode=mode, model=str(world / "model"), data=str(world / "data"), out=str(folder), prefix_len=3,
-            no_reparam=True, device="cpu", dtype="fp32", max_new_tokens=12, **changes,
+            mode=mode, model=changes.get("model", str(world / "model")), data=str(world / "data"), out=str(folder),
+            prefix_len=3, no_reparam=True, device="cpu", dtype="fp32", max_new_tokens=12,
         )  # fmt: skip
         if not settings.has_prefix:
             settings = dataclasses.replace(settings, prefix_len=None, no_reparam=False)
-        model = load_gpt2(settings.model)
+        model = load_model(settings.model)
         parts = {
             name: MODES[name](model.config, 3, mid_dim=0) if name in MODES else trained(KINDS[name](model.config))
             for name in settings.parts
@@ -92,12 +86,7 @@ def writes(world, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["prefix", "embedding", "prefix+lora", "none"])
-def test_the_weights_are_those_that_transformers_returns(model, tokens, reference_gpt2, tmp_path, kind):
-    import transformers
-
-    config = transformers.GPT2Config(n_layer=3, n_head=4, n_embd=32, n_positions=64, vocab_size=101)
-    config._attn_implementation = "eager"
-    theirs = transformers.GPT2LMHeadModel(config).eval().requires_grad_(False)
+def test_the_weights_are_those_that_transformers_returns(model, twin, tokens, kind):
     past = None
     if kind != "none":
         prefix = (Embedding if kind == "embedding" else Prefix)(CONFIG, 5, mid_dim=0).attach(model)
@@ -108,8 +97,8 @@ def test_the_weights_are_those_that_transformers_returns(model, tokens, referenc
         lora.merge()
         for layer, merged in zip(ours, attention_weights(model, tokens)):
             torch.testing.assert_close(layer.weights, merged.weights, atol=1e-5, rtol=0)
-    theirs.transformer.load_state_dict(model.state_dict())
-    expected = theirs(tokens, past_key_values=past, output_attentions=True).attentions
+        twin.transformer.load_state_dict(model.state_dict())
+    expected = twin(tokens, past_key_values=past, output_attentions=True).attentions
     ours = attention_weights(model, tokens)
     assert len(ours) == len(expected) == 3 and ours[0].weights.shape == (2, 4, 12, 12 + (0 if past is None else 5))
     for layer, weights in zip(ours, expected):
@@ -193,6 +182,13 @@ def test_a_words_shares_sum_to_one_in_every_head(make_run, mode):
     assert found.shares[..., 0].any() == found.shares[..., 0].all() == has_prefix
     (layer, head, share), *others = ranking(found)
     assert len(others) == 7 and share == found.prefix_by_head.max() == found.prefix_by_head[layer - 1, head - 1]
+
+
+def test_a_llamas_words_have_shares_too(make_run, tmp_path):
+    tiny_llama.write_hub(tmp_path, tiny_llama.lively(tiny_llama.Llama(tiny_llama.TINY)))
+    found = look(writer_of(run=make_run("prefix", model=str(tmp_path)), plain=True, dtype="fp32"), TABLE)
+    assert found.shares.shape == (2, 4, len(found.words), 6) and found.shares[..., 0].all()
+    torch.testing.assert_close(found.shares.sum(-1), torch.ones(2, 4, len(found.words)))
 
 
 def test_heads_that_look_everywhere_alike_give_each_source_its_number_of_positions(run, writes):
