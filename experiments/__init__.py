@@ -10,4 +10,10 @@ slots.py        which of a table's values a text states, omits or invents
 summary.py      means and spreads over the seeds of a cell
 report.py       the tables and the sheet of samples, from results/MODEL alone
 figures.py      the figures
+
+And to look at runs, whichever they are:
+
+attention.py    what a generated word attends to: the weights, and their shares on prefix, table and text
+look.py         the command that draws it, and runs' curves beside each other
+look_figures.py the pictures
 """
