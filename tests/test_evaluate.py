@@ -55,7 +55,7 @@ def files(tmp_path):
 def test_outputs_are_scored_against_references_in_every_form(files, form, capsys, tmp_path):
     hyp, ref = files[form]
     main(["--hyp", str(hyp), "--ref", str(ref)])
-    assert json.loads((tmp_path / "scores.json").read_text()) == metrics.score(HYP, REFS)
+    assert json.loads((tmp_path / "scores.json").read_text()) == metrics.score(HYP, REFS, details=True)
     printed = capsys.readouterr().out
     assert "outputs.txt" in printed and metrics.signature() in printed and str(ref) in printed
 
@@ -64,7 +64,8 @@ def test_one_reference_a_line_is_scored_too(tmp_path):
     (tmp_path / "o.txt").write_text("\n".join(HYP) + "\n")
     (tmp_path / "r.txt").write_text("\n".join(refs[0] for refs in REFS) + "\n")
     main(["--hyp", str(tmp_path / "o.txt"), "--ref", str(tmp_path / "r.txt")])
-    assert json.loads((tmp_path / "scores.json").read_text()) == metrics.score(HYP, [refs[:1] for refs in REFS])
+    expected = metrics.score(HYP, [refs[:1] for refs in REFS], details=True)
+    assert json.loads((tmp_path / "scores.json").read_text()) == expected
 
 
 def test_segment_scores_are_written_on_request(files, tmp_path):
