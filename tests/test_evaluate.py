@@ -115,6 +115,10 @@ def test_decoding_options_reach_the_search_and_are_recorded(run, monkeypatch):
     evaluate_run(run)
     first = json.loads((run / "evaluation.json").read_text())
     assert (first["beam_size"], first["length_norm"], first["references"]) == (5, "total", first["references"])
+    groups = list(group_references(load_split(load_run(run)[0].data, "test")).values())
+    assert first["signature"] == metrics.signature(references=groups)
+    written = metrics.score((run / "outputs.txt").read_text().splitlines(), groups, details=True)
+    assert json.loads((run / "scores.json").read_text()) == written
     before = {name: (run / name).read_bytes() for name in ("outputs.txt", "scores.json", "evaluation.json")}
     calls = []
 
