@@ -22,7 +22,7 @@ from beam import NextWords, beam_search
 from e2e_data import encode_prompt, linearise, load_tokenizer
 from gpt2 import GPT2
 from harness import ranks
-from harness.comparison import add_intervals, check_outputs, compare_files, write_scores
+from harness.comparison import add_intervals, check_comparison, check_outputs, compare_files, write_scores
 from harness.door import Engine, set_allocator
 from harness.files import InputError, exit_on_input_error, write_atomic
 from harness.machine import describe_machine
@@ -126,7 +126,8 @@ def evaluate_run(folder: str | Path, batch_size: int = 64, split: str = "test", 
     if ranks.rank() > 0:
         return scores
 
-    other = [f"{name}_{value}" for name, value in settings.search.items() if value != getattr(own, name)]
+    asked = {name: getattr(settings, name) for name in (*SEARCH, "decode_dtype")}
+    other = [f"{name}_{value}" for name, value in asked.items() if value != getattr(own, name)]
     ending = "-".join(["", *([] if split == "test" else [split]), *other])
     with write_atomic(folder / f"outputs{ending}.txt") as file:
         file.writelines(text + "\n" for text in outputs)
@@ -239,8 +240,7 @@ def score_files(
 # ----------------------------------------------------------------------------- the command line
 
 EMPTY = "name some fields, e.g. 'name : Blue Spice | area : riverside'"
-MAX_RESAMPLES = 100_000  # memory grows with their number
-ONE, HERE = (*SEARCH, "model", "weights"), ("device", "dtype", "plain")
+ONE, HERE = (*SEARCH, "decode_dtype", "model", "weights"), ("device", "plain")
 OWN = (*ONE, "data")
 # What can be asked for, and the flags that have an effect on it.
 USES = {
@@ -271,12 +271,7 @@ def check_flags(given: dict) -> tuple[str, ...]:
             raise InputError(f"--{name} is empty: {EMPTY}")
     if given.get("batch_size", 1) < 1:
         raise InputError(f"--batch_size {given['batch_size']}: must be at least 1")
-    if not 1 <= given.get("bootstrap", 1) <= MAX_RESAMPLES:
-        raise InputError(f"--bootstrap {given['bootstrap']}: must be from 1 to {MAX_RESAMPLES}")
-    if len(given.get("hyp", ())) > 2:
-        raise InputError(f"--hyp is given {len(given['hyp'])} times: give one file, or a baseline and one to compare")
-    if len(given.get("hyp", ())) == 2 and "segments" in given:
-        raise InputError("--segments has no effect with two --hyp: leave it out")
+    check_comparison(given)
     return asked
 
 

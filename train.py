@@ -148,7 +148,7 @@ def main(argv: list[str] | None = None) -> None:
     try:
         folder = train(settings, resume, evaluates=not no_eval)
         if not no_eval:
-            evaluate_run(folder, **{name: flags[name] for name in ("device", "dtype", "plain") if name in flags})
+            evaluate_run(folder, **{name: flags[name] for name in ("device", "plain") if name in flags})
         if settings.task is not None:
             ranks.on_rank_0(shelves.put, folder, settings.task, settings.shelf)
     except KeyboardInterrupt:

@@ -185,6 +185,18 @@ def peft_prefix(twin, prefix: Prefix, mid_dim: int):
     return twin
 
 
+def peft_lora(twin, settings: Settings):
+    """peft's LoraConfig on transformers' c_attn: a pair for q, k and v together, with its own initial numbers."""
+    import peft
+
+    config = peft.LoraConfig(
+        task_type="CAUSAL_LM", r=settings.lora_rank, lora_alpha=settings.lora_alpha,
+        lora_dropout=settings.lora_dropout, target_modules=["c_attn"], fan_in_fan_out=True,
+    )  # fmt: skip
+    with warnings.catch_warnings(action="ignore"):  # the libraries' about each other
+        return peft.get_peft_model(twin, config)
+
+
 # ----------------------------------------------------------------------------- texts of E2E's lengths
 
 

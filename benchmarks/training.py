@@ -2,6 +2,7 @@
 
     python benchmarks/training.py                    prefix and fine-tuning, GPT-2 small with random weights
     python benchmarks/training.py --dtype fp32       in single precision
+    python benchmarks/training.py --modes prefix lora prefix+lora
     python benchmarks/training.py --scaling          also how cost grows with prefix_len, batch_size and model
     python benchmarks/training.py --long             more and longer rounds
 
@@ -14,6 +15,10 @@ Equal on both sides: the initial weights (random: speed does not depend on them)
 dtype, the loss (the mean over a batch's target tokens), PyTorch's fused AdamW with the same settings, gradient norm
 clipped at 1, GPT-2's dropout (0 with a prefix, 0.1 in fine-tuning), and with a prefix the MLP: Linear(C, 512), tanh,
 Linear(512, 2 L C) on embeddings of width C. Hence the losses are equal too; those of the first batch are printed.
+
+With lora the peer is peft's LoraConfig on c_attn with the same rank, alpha and dropout: one pair for q, k and v, as its
+users have it, where ours has a pair for q and one for v. Both begin at the frozen model, so the first loss is equal and
+later ones are not. peft cannot train a prefix and a LoRA together: prefix+lora is compared with its LoRA.
 
 Different:
 * peft runs the MLP once per sentence of a batch, in bf16; ours runs it once per batch, in fp32.
@@ -41,6 +46,7 @@ from contenders import (
     check_peers,
     describe,
     examples_like_e2e,
+    peft_lora,
     peft_prefix,
     show_contenders,
     show_growth,
@@ -61,6 +67,7 @@ from harness.settings import Settings
 from train import adamw, clip_gradients, summed_loss, update
 from weights import load_config
 
+MODES = ("prefix", "finetune", "lora", "prefix+lora")
 PREFIX_LENS, BATCH_SIZES = (1, 5, 20, 100, 200), (1, 4, 10, 32, 64)
 TOLERANCE = {"fp32": 1e-3, "bf16": 5e-2}  # nats a token
 
@@ -75,7 +82,7 @@ def main() -> None:
         "--model", default="gpt2", help=f"{', '.join(CONFIGS)}, with random weights, or a folder (default: gpt2)"
     )
     parser.add_argument(
-        "--modes", nargs="+", default=["prefix", "finetune"], choices=("prefix", "finetune"), help="(default: both)"
+        "--modes", nargs="+", default=["prefix", "finetune"], choices=MODES, help="(default: prefix finetune)"
     )
     parser.add_argument(
         "--dtype", default="auto", choices=("auto", "bf16", "fp32"), help="(default: bf16 if the hardware has it)"
@@ -132,8 +139,10 @@ def settings_of(given, **changes) -> Settings:
     """train.py's settings, but with the peer's loss. `changes` override the command line."""
     flags = ("model", "device", "dtype", "dropout", "batch_size", "prefix_len")
     own = {"mode": "prefix", "loss": "token"} | {name: getattr(given, name) for name in flags} | changes
-    if own["mode"] == "finetune":
+    if "prefix" not in own["mode"]:
         own["prefix_len"] = None
+    if "lora" in own["mode"]:
+        own |= {"label_smoothing": 0.0}  # the peer's loss has none
     return Settings(**own, weights=weights_of(own["model"])).resolve()
 
 
@@ -204,7 +213,9 @@ class Peer:
         self.pad = model.config.vocab_size - 1
         self.model = transformers_gpt2(model, settings.dropout)
         self.options = {"use_cache": False}  # as its Trainer sets it; a prefix enters through the cache
-        if prefix is not None:
+        if settings.adapts:
+            self.model = peft_lora(self.model, settings)
+        elif prefix is not None:
             self.model, self.options = peft_prefix(self.model, prefix, settings.mid_dim), {}
         self.model.to(settings.device)
         self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
@@ -249,6 +260,7 @@ def take_turns(settings: dict[str, Settings], batches: list[list[Encoded]], give
         f"{mode}, {side}": Contender(make, s, device=s.device)
         for mode, s in settings.items()
         for side, make in sides.items()
+        if (mode, side) != ("prefix+lora", "peer")
     }
     figures = {}
     for name, contender in contenders.items():
@@ -279,7 +291,11 @@ def ratios(figures: dict[str, dict]) -> dict[str, dict]:
     pairs = {
         "prefix: ours / peer": ("prefix, ours", "prefix, peer"),
         "finetune: ours / peer": ("finetune, ours", "finetune, peer"),
+        "lora: ours / peer": ("lora, ours", "lora, peer"),
+        "prefix+lora: ours / the peer's lora": ("prefix+lora, ours", "lora, peer"),
         "ours: prefix / finetune": ("prefix, ours", "finetune, ours"),
+        "ours: lora / prefix": ("lora, ours", "prefix, ours"),
+        "ours: prefix+lora / prefix": ("prefix+lora, ours", "prefix, ours"),
     }
     found = {}
     for name, (above, below) in pairs.items():
@@ -292,7 +308,7 @@ def ratios(figures: dict[str, dict]) -> dict[str, dict]:
 def show_losses(report: dict, modes: list[str]) -> None:
     """Print the first batch's loss, before any step and without dropout: both sides must compute the same."""
     for mode in modes:
-        losses = [one["first_loss"] for name, one in report["contenders"].items() if name.startswith(mode)]
+        losses = [one["first_loss"] for name, one in report["contenders"].items() if name.startswith(f"{mode},")]
         print(f"{mode}: the first batch's loss is " + " and ".join(f"{loss:.4f}" for loss in losses) + " nats a token")
         if max(losses) - min(losses) > TOLERANCE[report["machine"]["dtype"]]:
             print(f"{mode}: these losses differ, so the speeds cannot be compared")

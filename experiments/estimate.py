@@ -86,8 +86,9 @@ def measure(settings: Settings) -> Cost:
     per_validation = (time.monotonic() - began) * len(valid) / len(part)
 
     sources = list(group_references(load_split(settings.data, "test")))
-    if prefix is None:
-        engine.to_device_and_freeze(model.requires_grad_(False))  # as evaluation loads it
+    decodes = replace(settings, dtype=settings.decode_dtype, init_text=None).resolve()
+    model, engine = start_model(decodes)[0].eval(), decodes.engine
+    engine.to_device_and_freeze(model.requires_grad_(False))  # as evaluation loads it
     began = time.monotonic()
     decode_with(engine, model, tokenizer, sources[:TIMED_TABLES], **settings.search)
     return Cost(per_step, per_validation, (time.monotonic() - began) * len(sources) / len(sources[:TIMED_TABLES]))

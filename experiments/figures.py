@@ -10,12 +10,13 @@ from pathlib import Path
 import matplotlib
 from matplotlib.figure import Figure
 
-from experiments.grid import POSTER_LENGTHS, POSTER_MINUTES
+from experiments.grid import POSTER_LENGTHS, POSTER_MINUTES, combinations
 from experiments.record import E2E, read_rows
 from experiments.summary import Summary, relative_time
 from harness.files import InputError
 
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#767676"
+PINK, SKY = "#CC79A7", "#56B4E9"
 COLOURS = {"prefix": BLUE, "infix": ORANGE, "embedding": GREEN, "finetune": RED, "zero-shot": GREY}
 STYLE = {
     "font.size": 13, "axes.labelsize": 13, "legend.fontsize": 12, "legend.frameon": False, "lines.linewidth": 2,
@@ -27,7 +28,7 @@ Cells = dict[str, Summary]
 
 def draw_all(results: Path, cells: Cells) -> list[Path]:
     """Draw each figure that has its runs in the results and delete the others' files; returns the files written."""
-    figures = {"length": length, "modes": modes, "loss": loss, "time": time, "low_data": low_data}
+    figures = {"length": length, "modes": modes, "loss": loss, "time": time, "low_data": low_data, "stored": stored}
     written = []
     with matplotlib.rc_context({**matplotlib.rcParamsDefault, **STYLE, "backend": "agg"}):
         for name, draw in figures.items():
@@ -95,6 +96,46 @@ def length(results: Path, cells: Cells) -> Figure | None:
     axes.set_ylabel(of_test_set(cells))
     axes.grid(axis="y", alpha=0.3)
     figure.legend(loc="outside lower center", ncols=3)
+    return figure
+
+
+def stored(results: Path, cells: Cells) -> Figure | None:
+    """BLEU and validation loss by the numbers that are stored, a curve for each method, fine-tuning as a line.
+
+    None without a LoRA or an adapter in the results.
+    """
+    if not any(cell.name in cells for cell in combinations()):
+        return None
+    figure, panels = new_figure(10, 5.4, 2, sharex=True)
+    lengths = (1, 3, 5, 10, 20, 40)
+    methods = {
+        "prefix": (BLUE, "o", [f"prefix{P}" for P in lengths]),
+        "LoRA on q, v": (PINK, "s", ["lora4", "lora16", "lora64"]),
+        "LoRA on q, v, MLP": (PINK, "D", ["lora4-wide", "lora16-wide"]),
+        "adapter": (GREEN, "^", ["adapter16", "adapter64"]),
+        "prefix + LoRA": (ORANGE, "s", ["prefix5-lora4", "prefix20-lora4"]),
+        "prefix + LoRA, MLP too": (ORANGE, "D", ["prefix5-lora4-wide", "prefix20-lora16-wide"]),
+        "prefix + adapter": (SKY, "^", ["prefix5-adapter16", "prefix20-adapter64"]),
+    }
+    for axes, column, scale in ((panels[0], "BLEU", 100), (panels[1], "valid_loss", 1)):
+        for label, (colour, marker, names) in methods.items():
+            if own := [cells[name] for name in names if name in cells]:
+                x = [int(cell.first["parameters_stored"]) for cell in own]
+                y = [scale * cell.mean(column) for cell in own]
+                spread = [scale * (cell.spread(column) or 0) for cell in own]
+                line = "--" if marker == "D" else "-"
+                axes.errorbar(
+                    x, y, yerr=spread if any(spread) else None, color=colour, marker=marker, linestyle=line, label=label
+                )
+        if "finetune" in cells:
+            axes.axhline(scale * cells["finetune"].mean(column), color=RED, linestyle="--", label="fine-tune")
+        axes.set_xscale("log")
+        axes.set_xlabel("numbers stored")
+        axes.grid(axis="y", alpha=0.3)
+    panels[0].set_ylabel(of_test_set(cells))
+    panels[1].set_ylabel("validation loss, nats a token")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4)
     return figure
 
 

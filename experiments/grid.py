@@ -65,7 +65,12 @@ class Cell:
 
 
 def grid(n_words: int) -> list[Cell]:
-    """All cells, those of the poster's table first. n_words: the number of tokens in WORDS."""
+    """All cells. n_words: the number of tokens in WORDS."""
+    return posters(n_words) + combinations()
+
+
+def posters(n_words: int) -> list[Cell]:
+    """The poster's experiment and the paper's ablations, the cells of the poster's table first."""
     cells = [
         Cell("zeroshot", "untuned"),
         Cell("prompt", f"untuned, “{WORDS}” in front", prompt=WORDS),
@@ -96,7 +101,7 @@ def grid(n_words: int) -> list[Cell]:
             flags = {"mode": mode, "train_examples": n, "max_steps": LOW_DATA_STEPS[mode][n]} | own | LOW_DATA
             name = "fine-tune" if mode == "finetune" else mode
             cells.append(Cell(f"low{n}-{mode}", f"{name}, {n} examples", flags, f"low-{mode}", all_seeds=True))
-    return cells + combinations()
+    return cells
 
 
 def combinations() -> list[Cell]:

@@ -36,7 +36,7 @@ def decoded(folder: Path, norm: str, row: dict[str, str], device: str) -> tuple[
     """Decode the run in `folder`, whose row in runs.csv is `row`, with length_norm `norm`: (scores, texts as lines)."""
     ending = "" if norm == row["length_norm"] else f"-length_norm_{norm}"
     if not (folder / f"evaluation{ending}.json").exists():  # the file that evaluation writes last
-        evaluate_run(folder, length_norm=norm, device=device, dtype=row["dtype"])
+        evaluate_run(folder, length_norm=norm, device=device, dtype=row["decode_dtype"])
     return json.loads(read_text(folder / f"scores{ending}.json")), read_text(folder / f"outputs{ending}.txt")
 
 

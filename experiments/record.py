@@ -40,8 +40,8 @@ COSTS = (
     "decoding_seconds",
 )  # fmt: skip
 COLUMNS = (
-    "run", *SETTINGS, *SCORES, *SIZES, *COSTS, "valid_loss", "best_valid_loss", "machine", "dtype", "torch",
-    "signature", "revision",
+    "run", *SETTINGS, *SCORES, *SIZES, *COSTS, "valid_loss", "best_valid_loss", "machine", "dtype",
+    "decode_dtype", "torch", "signature", "revision",
 )  # fmt: skip
 SAMPLE_COLUMNS = ("which", "score", "value", "table", "output", "reference", "omitted", "invented")
 
@@ -162,6 +162,7 @@ def record(results: Path, run: Run, names: list[str]) -> dict[str, str]:
     row |= {name: evaluation[name] for name in ("tables", "decoding_seconds")}
     row |= {"signature": metrics.without_nrefs(evaluation["signature"])}  # a test set is named by the column data
     row |= {"machine": machine_class(machine), "dtype": machine["dtype"], "torch": machine["torch"]}
+    row |= {"decode_dtype": evaluation["machine"]["dtype"]}
     row |= {"revision": revision()}
     row = {name: str(value) for name, value in row.items()}
     add_row(results, row, names)

@@ -21,13 +21,14 @@ from pathlib import Path
 if __name__ == "__main__":  # so that this project's modules are found
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from experiments.grid import BLEU_ELSEWHERE, WORDS, grid
+from experiments.grid import BLEU_ELSEWHERE, WORDS, combinations, grid, posters
 from experiments.record import E2E, read_rows
 from experiments.summary import Summary, relative_time, summarise
 from harness.files import InputError, exit_on_input_error, read_text, write_atomic
 from harness.report import PERCENT, PUBLISHED
 
-MAIN = ("zeroshot", "prompt", "embedding10", "infix10", "prefix5", "prefix20", "finetune")
+MAIN = ("zeroshot", "prompt", "embedding10", "infix10", "prefix5", "prefix20", "finetune", "lora4",
+        "prefix5-lora4", "prefix20-lora16-wide")  # fmt: skip
 SECTIONS = {
     "Prefix length": ("prefix1", "prefix3", "prefix5", "prefix10", "prefix20", "prefix40", "finetune"),
     "Where the learned activations stand, and what computes them": (
@@ -35,6 +36,7 @@ SECTIONS = {
     "Initialisation, all data": ("init-random", "init-words"),
     "Low data": tuple(f"low{n}-{mode}" for n in (50, 100, 200, 500) for mode in ("prefix", "finetune")),
     "Nothing trained": ("zeroshot", "prompt"),
+    "LoRA and adapters, alone and with a prefix": tuple(cell.name for cell in combinations()),
 }  # fmt: skip
 FRONT, FRONT_MODEL = "front", "mini"  # the front page's table, and the results that its first rows come from
 FRONT_OURS = ("prefix5", "finetune")
@@ -136,9 +138,10 @@ def notes(cells: dict[str, Summary]) -> str:
 
 
 def not_run(cells: dict[str, Summary], names: Iterable[str]) -> str:
-    """A sentence that names the missing cells; "" if none is missing."""
-    labels = {cell.name: cell.label for cell in grid(0)}
-    missing = [labels[name] for name in names if name not in cells]
+    """A sentence that names the missing cells; "" if none is missing, or of an experiment none was run."""
+    begun = [e for e in (posters(0), combinations()) if any(cell.name in cells for cell in e)]
+    labels = {cell.name: cell.label for experiment in begun for cell in experiment}
+    missing = [labels[name] for name in names if name in labels and name not in cells]
     return f" Not run: {'; '.join(missing)}." if missing else ""
 
 

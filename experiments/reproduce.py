@@ -54,7 +54,7 @@ def run_one(run: Run, results: Path, names: list[str]) -> None:
         if run.cell.rate is None:
             zero_shot(s, run.cell.prompt)
         else:
-            evaluate_run(folder, device=s.device, dtype=s.dtype)
+            evaluate_run(folder, device=s.device)
     row = record(results, run, names)
     bleu, said = (100 * float(row[name]) for name in ("BLEU", "values_said"))
     print(f"{run.name}: BLEU {bleu:.1f}, {said:.0f} % of the tables' values said", flush=True)

@@ -11,6 +11,7 @@ separator marks the end of a document, so without tuning it rarely continues abo
 """
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import metrics
@@ -28,6 +29,7 @@ def zero_shot(settings: Settings, words: str = "") -> Path:
 
     settings    resolved: model, data, decoding, device, out. The mode must be "finetune", which has no prefix
     """
+    settings = replace(settings, dtype=settings.decode_dtype).resolve()
     folder = Path(settings.out)
     tokenizer = load_tokenizer(settings.model, settings.weights)
     groups = group_references(load_split(settings.data, "test"))
@@ -46,9 +48,9 @@ def zero_shot(settings: Settings, words: str = "") -> Path:
     summary = {"parameters": {"gpt2": n_weights, "trained": 0, "stored": 0}}
     summary |= dict.fromkeys(("bytes_on_disk", "steps", "training_examples"), 0)
     summary |= dict.fromkeys(("training_seconds", "validation_seconds"), 0.0)
-    write_json(folder / "summary.json", summary | {"machine": describe_machine(settings.device, settings.dtype)})
-    evaluation = {"tables": len(outputs), **settings.search, "decoding_seconds": round(seconds, 1)}
-    write_json(
-        folder / "evaluation.json", evaluation | {"signature": metrics.signature(references=list(groups.values()))}
-    )
+    machine = describe_machine(settings.device, settings.dtype)
+    write_json(folder / "summary.json", summary | {"machine": machine})
+    evaluation = {"tables": len(outputs), **settings.search, "decoding_seconds": round(seconds, 1), "machine": machine}
+    signature = metrics.signature(references=list(groups.values()))
+    write_json(folder / "evaluation.json", evaluation | {"signature": signature})
     return folder

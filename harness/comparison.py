@@ -16,6 +16,19 @@ from metrics import read
 from metrics.bootstrap import RESAMPLES, SEED, Estimate, compare, intervals
 
 LEGEND = "score (mean ± half width of the 95 % interval)"
+MAX_RESAMPLES = 100_000  # memory grows with their number
+
+
+def check_comparison(given: dict) -> None:
+    """Raise InputError for flags of evaluate.py that ask for no possible comparison."""
+    outputs, resamples = len(given.get("hyp", ())), given.get("bootstrap", RESAMPLES)
+    if not 1 <= resamples <= MAX_RESAMPLES:
+        raise InputError(f"--bootstrap {resamples}: must be from 1 to {MAX_RESAMPLES}")
+    if outputs > 2:
+        raise InputError(f"--hyp is given {outputs} times: give one file, or a baseline and one to compare")
+    if outputs == 2 and "segments" in given:
+        raise InputError("--segments has no effect with two --hyp: leave it out")
+
 
 # ----------------------------------------------------------------------------- one output
 

@@ -63,12 +63,14 @@ def trained_file(folder: Path, finetunes: bool, adapts: bool = False) -> Path:
 def load_run(folder: str | Path, **changes) -> tuple[Settings, GPT2]:
     """A finished run's settings (with `changes` such as beam_size=1) and its model, frozen, in evaluation mode.
 
-    Everything comes from the files: the frozen GPT-2, and what was learned. Device, dtype and path are this machine's
-    defaults, not those of training. Call the model inside `autocast(settings.device, settings.dtype)`.
+    Everything comes from the files: the frozen GPT-2, and what was learned. Device and path are this machine's
+    defaults, the dtype is `decode_dtype`, whatever training used. Call the model inside
+    `autocast(settings.device, settings.dtype)`.
     """
-    folder = Path(folder)
-    here = {"out": str(folder), "device": "auto", "dtype": "auto", "plain": False}
-    settings = dataclasses.replace(load_settings(folder), **here | changes).resolve()
+    folder, own = Path(folder), load_settings(folder)
+    here = {"out": str(folder), "device": "auto", "plain": False}
+    here["dtype"] = changes.get("decode_dtype", own.decode_dtype)
+    settings = dataclasses.replace(own, **here | changes).resolve()
     path = trained_file(folder, settings.finetunes, settings.adapts)
     if not path.exists() or not (folder / "summary.json").exists():
         raise InputError(f"{folder} has no finished {path.name}: resume its training with train.py … --resume")

@@ -109,12 +109,19 @@ class Settings:
         "total", "a text's log-probability is divided by: prompt + text (the paper), text (libraries), 1", LENGTH_NORMS
     )
     max_new_tokens: int = flag(100, "longest text generated")
+    decode_dtype: str = flag(
+        "fp32",
+        "fp32: the same texts at any batch size; bf16: faster; auto: bf16 if the hardware has it",
+        ("fp32", "bf16", "auto"),
+    )
     # where and how
     out: str | None = flag(None, "the run's folder (default: runs/MODEL-MODE and so on)", kind=str)
     task: str | None = flag(None, "put what is learned on a shelf as this task, called by the token <|NAME|>", kind=str)
     shelf: str | None = flag(None, "the shelf's folder (default: shelves/mine)", kind=str)
     device: str = flag("auto", "cpu, cuda, mps (auto: cuda if there is one)")
-    dtype: str = flag("auto", "bf16 or fp32 products (auto: bf16 if the hardware has it)", ("auto", "bf16", "fp32"))
+    dtype: str = flag(
+        "auto", "bf16 or fp32 products in training (auto: bf16 if the hardware has it)", ("auto", "bf16", "fp32")
+    )
     plain: bool = flag(False, "use only the plain files, without fast/: slower, equal up to rounding")
     log_every: int = flag(50, "steps between lines of log.csv")
     valid_every: int = flag(0, "steps between validations (0: after each epoch)")
@@ -272,7 +279,8 @@ LORA_RECIPE = {"batch_size": 8, "warmup_steps": 500, "weight_decay": 0.01, "beam
 ONE_MODEL = "a shelf holds prefixes only, because LoRA and adapters cannot differ from row to row of a batch"
 
 # Not part of a run's name: it is in it already, or does not change what is learned.
-NOT_IN_NAME = ("mode", "model", "prefix_len", "out", "device", "log_every", "checkpoint_every", "shelf", *SEARCH)
+NOT_IN_NAME = ("mode", "model", "prefix_len", "out", "device", "log_every", "checkpoint_every", "shelf", "decode_dtype",
+               *SEARCH)  # fmt: skip
 
 
 def default_folder(given: Settings, prefix_len: int | None) -> str:

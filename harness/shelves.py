@@ -96,7 +96,7 @@ def put(run: str | Path, task: str, shelf: str | None = None) -> Path:
 def load_shelf(folder: str | Path, **changes) -> tuple[Settings, GPT2, Shelf]:
     """The settings of a shelf's model, the model, frozen and in evaluation mode, and the shelf, attached to it.
 
-    changes  settings in place of the defaults: device, dtype, plain, decoding; model and weights: where the model is
+    changes  settings in place of the defaults: device, plain, decoding; model and weights: where the model is
     Raises InputError when the folder is no shelf, or its files were made for another model.
     """
     folder, files = Path(folder), files_of(Path(folder))
@@ -110,7 +110,7 @@ def load_shelf(folder: str | Path, **changes) -> tuple[Settings, GPT2, Shelf]:
     first = next(iter(about.values()))
     where = {name: first[name] for name in ("model", "weights") if name in first and "model" not in changes}
     try:
-        settings = Settings(**where | changes).resolve()
+        settings = Settings(**where | {"dtype": changes.get("decode_dtype", Settings.decode_dtype)} | changes).resolve()
         model = load_model(settings.model, settings.weights)
     except InputError as error:
         if "model" in changes or os.path.exists(first.get("model", "")) or not os.path.isabs(first.get("model", "")):

@@ -126,6 +126,33 @@ def test_both_sides_train_the_same_step_by_step(small, mode):
     assert losses[-1] < losses[0] - 0.05
 
 
+def test_lora_begins_at_the_peers_loss_and_both_sides_learn(small):
+    same = {"lr": 1e-2, "loss": "token", "device": "cpu", "dtype": "fp32", "label_smoothing": 0.0, "lora_dropout": 0.0}
+    settings = Settings(mode="lora", model=str(small / "model"), **same).resolve()
+    examples = contenders.examples_like_e2e(10, 401)
+    ours, peer = training.Ours(settings), training.Peer(settings)
+    assert ours.loss(examples) == pytest.approx(peer.loss(examples), abs=1e-4)
+    for side in (ours, peer):
+        losses = side.train([examples] * 6)
+        assert losses[-1] < losses[0] - 0.02
+
+
+def test_lora_and_its_mixture_are_compared_with_the_peers_lora_and_our_prefix(small, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "training.json"
+    flags = "--modes prefix lora prefix+lora --dtype fp32 --rounds 1 --steps 1 --warm_up 1 --batch_size 3".split()
+    run_here(monkeypatch, training, "--model", str(small / "model"), *flags, "--out", str(out))
+    report = json.loads(out.read_text())
+    pairs = {
+        "prefix: ours / peer": ("prefix, ours", "prefix, peer"),
+        "lora: ours / peer": ("lora, ours", "lora, peer"),
+        "prefix+lora: ours / the peer's lora": ("prefix+lora, ours", "lora, peer"),
+        "ours: lora / prefix": ("lora, ours", "prefix, ours"),
+        "ours: prefix+lora / prefix": ("prefix+lora, ours", "prefix, ours"),
+    }
+    check_report(report, "examples_per_s", 1, pairs)
+    assert "differ" not in capsys.readouterr().out
+
+
 def test_training_alone_reports_how_cost_grows(small, tmp_path, monkeypatch, capsys):
     out = tmp_path / "training.json"
     flags = "--dtype fp32 --rounds 1 --steps 1 --batch_size 3 --alone --scaling".split()

@@ -1,6 +1,7 @@
 """evaluate.py: the table it prints, the files it writes, scoring any outputs against any references."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -163,12 +164,12 @@ def test_the_validation_split_goes_to_files_of_its_own(run):
 
 def test_one_table_is_said(run, capsys):
     source = load_split(json.loads((run / "settings.json").read_text())["data"], "test")[0].source
-    main(["--run", str(run), "--table", source, "--dtype", "fp32"])
+    main(["--run", str(run), "--table", source, "--plain"])
     evaluate_run(run, dtype="fp32")
     first = (run / "outputs.txt").read_text().splitlines()[0]
     assert capsys.readouterr().out.splitlines()[0] == first
-    main(["--run", str(run), "--table", "name[Lotus], food[Thai]", "--dtype", "fp32"])
-    main(["--run", str(run), "--table", "name : Lotus | food : Thai", "--dtype", "fp32"])
+    main(["--run", str(run), "--table", "name[Lotus], food[Thai]", "--plain"])
+    main(["--run", str(run), "--table", "name : Lotus | food : Thai", "--plain"])
     said = capsys.readouterr().out.splitlines()
     assert said[-1] == said[-2] != ""
 
@@ -214,3 +215,27 @@ def test_a_reader_that_has_seen_enough_is_no_error(files):
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     process.stdout.close()  # as `| head` does
     assert process.stderr.read() == "" and process.wait() == 1
+
+
+def test_decoding_is_in_fp32_whatever_training_used_unless_asked(run, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    settings = json.loads((folder / "settings.json").read_text())
+    (folder / "settings.json").write_text(json.dumps(settings | {"dtype": "bf16"}))
+    assert load_run(folder)[0].dtype == "fp32"
+    evaluate_run(folder)
+    assert (folder / "outputs.txt").read_bytes() == (run / "outputs.txt").read_bytes()
+    evaluate_run(folder, decode_dtype="bf16")
+    about = json.loads((folder / "evaluation-decode_dtype_bf16.json").read_text())
+    assert about["machine"]["dtype"] == "bf16"
+    assert json.loads((folder / "evaluation.json").read_text())["machine"]["dtype"] == "fp32"
+
+
+def test_in_fp32_the_texts_are_the_same_bytes_for_every_batch_size_and_path(run, tmp_path):
+    folder, texts = tmp_path / "run", set()
+    shutil.copytree(run, folder)
+    for plain in (False, True):
+        for batch_size in (1, 8, 32, 64):
+            evaluate_run(folder, batch_size, plain=plain)
+            texts.add((folder / "outputs.txt").read_bytes())
+    assert len(texts) == 1

@@ -26,12 +26,14 @@ from experiments.record import COLUMNS, data_label, read_rows, read_runs, write_
 from experiments.slots import SlotChecker
 from experiments.zero_shot import zero_shot
 from harness.files import InputError, sha256_of
+from harness.runs import start_model
 from harness.settings import Settings
 from prefix import Prefix
 from weights import load_gpt2
 
 ROOT = Path(__file__).resolve().parent.parent
 RATE, STEPS = 3e-3, 2
+ALL = set(grid.PUBLISHED_RATES)  # families
 CELLS = (
     "zeroshot",
     "prompt",
@@ -43,6 +45,8 @@ CELLS = (
     "prefix5-direct",
     "init-*",
     "low50-*",
+    "prefix5-lora4",
+    "adapter16",
 )
 
 
@@ -113,9 +117,11 @@ def test_the_grid_is_the_posters_and_the_papers_with_train_pys_defaults(world):
         "init-words",
         *lengths,
         *low,
+        *(cell.name for cell in grid.combinations()),
     }
     several = {name for name, s in seeds.items() if s == [101, 102, 103]}
-    assert several == {"finetune", "prefix5", "infix1", "infix10", "infix20", *low}
+    combined = {"lora4", "prefix5-lora4", "prefix20-lora16-wide"}
+    assert several == {"finetune", "prefix5", "infix1", "infix10", "infix20", *low, *combined}
     assert all(s == [101] for name, s in seeds.items() if name not in several | {"zeroshot", "prompt"})
     defaults, tuned = (
         Settings(mode=mode, **base).resolve() for mode in ("prefix", "finetune")
@@ -165,15 +171,29 @@ def test_for_gpt2_the_words_are_six_tokens(world, monkeypatch):
 
 def test_gpt2_takes_the_papers_rates_and_other_models_those_of_the_search(tmp_path):
     for base in ({}, {"model": "gpt2-medium"}, {"model": "gpt2", "weights": "random"}):
-        assert reproduce.rates_for(base, tmp_path, tmp_path, dry_run=False) == grid.PUBLISHED_RATES
+        assert reproduce.rates_for(base, tmp_path, tmp_path, ALL, dry_run=False) == grid.PUBLISHED_RATES
     write_rates(tmp_path, record.E2E)
     with pytest.raises(InputError, match="is a search on E2E, the paper's files, not on data: choose another --out"):
         search.read_rates(tmp_path / "tiny", "data")
-    assert set(reproduce.rates_for({}, tmp_path / "tiny", tmp_path, dry_run=False).values()) == {RATE}
+    assert set(reproduce.rates_for({}, tmp_path / "tiny", tmp_path, ALL, dry_run=False).values()) == {RATE}
     rows = read_rows(tmp_path / "tiny" / "search.csv")
     write_rows(tmp_path / "tiny" / "search.csv", search.COLUMNS, rows[1:])
     with pytest.raises(InputError, match="has no learning rate for prefix: run python experiments/search.py"):
-        reproduce.rates_for({}, tmp_path / "tiny", tmp_path, dry_run=False)
+        reproduce.rates_for({}, tmp_path / "tiny", tmp_path, ALL, dry_run=False)
+
+
+def test_the_combinations_store_what_their_names_say_and_are_trained_alike(world):
+    base = {"model": "mini", "data": str(world / "data"), "device": "cpu"}
+    runs = {run.name: run for run in grid.plan(base, grid.PUBLISHED_RATES, "runs/x")}
+    own = [runs[f"{cell.name}-seed101"].settings for cell in grid.combinations()]
+    alike = ("batch_size", "warmup_steps", "weight_decay", "beam_size", "dropout", "clip", "epochs")
+    prefix = runs["prefix5-seed101"].settings
+    assert {tuple(getattr(s, name) for name in alike) for s in own} == {tuple(getattr(prefix, name) for name in alike)}
+    assert not any(s.label_smoothing for s in own)
+    stored = {s.out.removeprefix("runs/x/"): sum(start_model(s)[1].sizes().values()) for s in own}
+    assert stored["lora4-seed101"] == 24_576 and stored["prefix5-lora4-seed101"] == 39_936
+    assert stored["prefix20-lora16-wide-seed101"] == 405_504
+    assert min(stored.values()) > 15_360 and max(stored.values()) < 800_000
 
 
 def test_every_cell_has_a_place_in_the_report():
@@ -192,9 +212,9 @@ def test_a_grid_runs_from_end_to_end(world, made):
     rows = read_runs(made / "tiny")
     cells = (
         "finetune", "prefix5", "prefix1", "infix10", "embedding10", "prefix5-direct", "init-random", "init-words",
-        "low50-prefix", "low50-finetune",
+        "low50-prefix", "low50-finetune", "adapter16", "prefix5-lora4",
     )  # fmt: skip
-    both = ("finetune", "prefix5", "infix10", "low50-prefix", "low50-finetune")
+    both = ("finetune", "prefix5", "infix10", "low50-prefix", "low50-finetune", "prefix5-lora4")
     expected = [f"{cell}-seed{seed}" for cell in cells for seed in (1, 2) if seed == 1 or cell in both]
     assert list(rows) == ["zeroshot", "prompt", *expected]  # in the grid's order
     groups = group_references(load_split(str(world / "data"), "test"))
@@ -247,7 +267,7 @@ def test_finished_runs_are_skipped(world, made, monkeypatch, capsys):
     for module, name in ((train_module, "update"), (evaluate, "beam_search")):
         monkeypatch.setattr(module, name, lambda *_, **__: pytest.fail("something was run again"))
     reproduce.main(arguments(world, made, "--seeds", "1", "2", "--only", *CELLS, steps=STEPS))
-    assert "17 runs: 17 are done, 0 to go" in capsys.readouterr().out
+    assert "20 runs: 20 are done, 0 to go" in capsys.readouterr().out
     assert contents(made) == before
 
 
@@ -359,7 +379,7 @@ def test_a_dry_run_prints_runs_and_estimate_and_writes_nothing(world, tmp_path, 
     assert re.search(r"^prefix5-seed103 +4 steps  lr 8e-05 ", out, re.M) and not re.search(
         "^finetune|^infix", out, re.M
     )
-    assert "to be searched first" in out and re.search(r"^15 runs to go, estimated time: \d+:\d\d:\d\d$", out, re.M)
+    assert "to be searched first" in out and re.search(r"^25 runs to go, estimated time: \d+:\d\d:\d\d$", out, re.M)
     assert contents(tmp_path) == {}
     with pytest.raises(SystemExit) as stopped:
         reproduce.main(arguments(world, tmp_path, "--dry_run", "--only", "prefx*"))
@@ -453,7 +473,8 @@ def test_the_search_takes_the_rate_with_the_lowest_validation_loss_and_continues
     assert rates.keys() == grid.PUBLISHED_RATES.keys() and (tmp_path / "search.csv").read_text().startswith(before)
     assert {(s.mode, s.no_reparam, s.train_examples) for s in given[first:]} == {  # only the families that were left
         ("embedding", False, None), ("prefix", True, None), ("finetune", False, None),
-        ("prefix", False, 100), ("finetune", False, 100),
+        ("prefix", False, 100), ("finetune", False, 100), ("lora", False, None), ("adapter", False, None),
+        ("prefix+lora", False, None), ("prefix+adapter", False, None),
     }  # fmt: skip
     for family in rates:
         rows = [row for row in read_rows(tmp_path / "search.csv") if row["family"] == family]
@@ -517,8 +538,8 @@ def test_the_table_states_mean_and_spread_over_seeds(made, tmp_path):
     prefix5 = next(line for line in table.splitlines() if line.startswith("| prefix, P = 5 |"))
     assert prefix5.startswith("| prefix, P = 5 | 1,280 (0.94 %) | 62.0 ± 2.8 |")
     assert (
-        "± is the standard deviation over seeds (infix, P = 10: 2; prefix, P = 5: 2; fine-tune: 2);"
-        " the other rows are single runs" in table
+        "± is the standard deviation over seeds (infix, P = 10: 2; prefix, P = 5: 2; fine-tune: 2;"
+        " prefix, P = 5, + LoRA, r = 4 on q, v: 2); the other rows are single runs" in table
     )
     assert (
         "| *poster, prefix 0.1 %* | – | 68.5 | – | 8.71 | 44.3 | 70.4 | 2.34 | – |" in table
@@ -535,12 +556,16 @@ def test_published_rows_appear_for_e2e_only(made, tmp_path):
 
 def test_what_is_missing_is_said(made, tmp_path):
     cells = report.summarise(made / "tiny")
-    assert "Not run: prefix, P = 20." in report.main_table(cells)
+    first = "Not run: prefix, P = 20; LoRA, r = 4 on q, v; prefix, P = 20, + LoRA, r = 16 on q, v, MLP."
+    assert first in report.main_table(cells)
     assert re.search(
-        r"Not run: prefix, P = 3; .*infix, P = 1; infix, P = 20; .*fine-tune, 500 examples\.$",
+        r"Not run: prefix, P = 3; .*infix, P = 1; infix, P = 20; .*fine-tune, 500 examples; LoRA, .*adapter, width 64;",
         report.full_report(cells),
         re.M,
     )
+    posters = {cell.name for cell in grid.posters(0)}
+    few = {name: cell for name, cell in cells.items() if name in posters}
+    assert "LoRA" not in report.full_report(few) and "Not run: prefix, P = 20." in report.main_table(few)
     shutil.copytree(made / "tiny", tmp_path / "tiny", ignore=shutil.ignore_patterns("curves"))
     with pytest.raises(InputError, match="has no finetune-seed1.csv, though runs.csv has the run"):
         report.write_report(tmp_path / "tiny")
