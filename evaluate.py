@@ -3,6 +3,7 @@
     python evaluate.py --run runs/gpt2-prefix5                    decode and score a run's test set
     python evaluate.py --run runs/gpt2-prefix5 --table "name : Blue Spice | area : riverside"      one sentence
     python evaluate.py --hyp outputs.txt --ref src1_test.txt      score any outputs against any references
+    python evaluate.py --hyp baseline.txt --hyp outputs.txt --ref src1_test.txt      compare two outputs
     python evaluate.py --shelf shelves/mine --text "<|e2e|> name : Blue Spice | area : riverside"      call a task
 
 Each distinct table is decoded once and scored against all of its reference sentences. The generated text is unchanged
@@ -21,11 +22,12 @@ from beam import NextWords, beam_search
 from e2e_data import encode_prompt, linearise, load_tokenizer
 from gpt2 import GPT2
 from harness import ranks
+from harness.comparison import add_intervals, check_comparison, check_outputs, compare_files, write_scores
 from harness.door import Engine, set_allocator
 from harness.files import InputError, exit_on_input_error, write_atomic
 from harness.machine import describe_machine
 from harness.report import print_table, published_for
-from harness.runs import check_context, load_run, load_settings, to_json, write_json
+from harness.runs import check_context, load_run, load_settings, write_json
 from harness.settings import SEARCH, Settings, add_flags
 from harness.shelves import describe, load_shelf
 from harness.tables import answer_file
@@ -132,13 +134,14 @@ def evaluate_run(folder: str | Path, batch_size: int = 64, split: str = "test", 
     write_json(folder / f"scores{ending}.json", scores)
     evaluation = {"tables": len(outputs), "references": test_set.described, **settings.search, "batch_size": batch_size}
     evaluation |= {"decoding_seconds": round(seconds, 1), "machine": describe_machine(settings.device, settings.dtype)}
-    write_json(folder / f"evaluation{ending}.json", evaluation | {"signature": settings.dataset.signature()})
+    signature = settings.dataset.signature(test_set)
+    write_json(folder / f"evaluation{ending}.json", evaluation | {"signature": signature})
     print(
         f"{len(outputs)} tables decoded in {seconds:.0f} s"
         f" (beam {settings.beam_size}, length_norm {settings.length_norm})"
     )
     named = {f"this run: {folder.name}" + (f", {name}" if len(rows) > 1 else ""): rows[name] for name in rows}
-    print_table(named, test_set.described, published_for(test_set.references), settings.dataset.signature())
+    print_table(named, test_set.described, published_for(test_set.references), signature)
     for source, targets, output in list(zip(test_set.sources, test_set.references, outputs))[:3]:
         print(f"\n  table      {source}\n  reference  {targets[0]}\n  output     {output}")
     return scores
@@ -201,23 +204,28 @@ def generate(folder: str | Path, table: str, **changes) -> str:
 
 
 def score_files(
-    hyp: Path, ref: Path, src: Path | None = None, segments: Path | None = None, scores: Path | None = None
-) -> dict[str, float]:
+    hyp: Path,
+    ref: Path,
+    src: Path | None = None,
+    segments: Path | None = None,
+    scores: Path | None = None,
+    bootstrap: int | None = None,
+) -> dict:
     """Score outputs against references, in any of the formats of metrics/read.py.
 
     Writes the scores to `scores` (default: scores.json beside the outputs) unless that file holds others, and, if
     asked, a table with a line for each output to `segments`.
+    bootstrap   resamples for confidence intervals (metrics/bootstrap.py); None: no intervals
     """
     scores = scores or hyp.parent / "scores.json"
-    for flag, path in (("segments", segments), ("scores", scores)):
-        if path is not None and path.resolve() in [p.resolve() for p in (hyp, ref, src) if p is not None]:
-            raise InputError(f"--{flag} {path} would overwrite an input file: choose another file")
+    check_outputs({"segments": segments, "scores": scores}, inputs=(hyp, ref, src))
     data = read.load(hyp, ref, src)
-    result = metrics.score(data.hypotheses, data.references, per_segment=True)
-    print_table({hyp.name: result["corpus"]}, str(ref), published_for(data.references))
-    if scores.exists() and scores.read_text(encoding="utf-8") != to_json(result["corpus"]):
-        raise InputError(f"{scores} holds other scores and is left as it is: name another file with --scores")
-    write_json(scores, result["corpus"])
+    result = metrics.score(data.hypotheses, data.references, per_segment=True, details=True)
+    signature = metrics.signature(references=data.references)
+    print_table({hyp.name: result["corpus"]}, str(ref), published_for(data.references), signature)
+    if bootstrap is not None:
+        add_intervals(result["corpus"], data, bootstrap)
+    write_scores(scores, result["corpus"])
     if segments is not None:
         columns = list(result["segments"][0])
         with write_atomic(segments) as file:
@@ -242,7 +250,7 @@ USES = {
     ("shelf",): (),
     ("shelf", "text"): (*ONE, *HERE),
     ("shelf", "tables"): ("out", "batch_size", *ONE, *HERE),
-    ("hyp", "ref"): ("src", "segments", "scores"),
+    ("hyp", "ref"): ("src", "segments", "scores", "bootstrap"),
 }
 
 
@@ -263,6 +271,7 @@ def check_flags(given: dict) -> tuple[str, ...]:
             raise InputError(f"--{name} is empty: {EMPTY}")
     if given.get("batch_size", 1) < 1:
         raise InputError(f"--batch_size {given['batch_size']}: must be at least 1")
+    check_comparison(given)
     return asked
 
 
@@ -288,11 +297,12 @@ def main(argv: list[str] | None = None) -> None:
     shelf.add_argument("--tables", help="a file of requests, one a line, or CSV with a column mr; -: standard input")
     shelf.add_argument("--out", help="where the texts go, one a line; -: standard output")
     score = parser.add_argument_group("score outputs")
-    score.add_argument("--hyp", type=Path, help="outputs: one a line, or CSV or TSV")
+    score.add_argument("--hyp", type=Path, action="append", help="outputs: one a line, or CSV or TSV; twice: compare")
     score.add_argument("--ref", type=Path, help="references: blocks between blank lines, source||target, CSV or TSV")
     score.add_argument("--src", type=Path, help="the sources, one a line: checks that outputs and references match")
     score.add_argument("--segments", type=Path, help="write each output's own scores to this TSV file")
     score.add_argument("--scores", type=Path, help="where the scores go (default: scores.json beside the outputs)")
+    score.add_argument("--bootstrap", type=int, help="resamples for intervals (default: none; of a comparison: 1000)")
     given = vars(parser.parse_args(argv))
     asked = check_flags(given)
     set_allocator(given.get("plain", False))
@@ -311,7 +321,8 @@ def main(argv: list[str] | None = None) -> None:
         writer = writer_of(**given)
         print(writer([writer.prepare(request)])[0])
     else:
-        ranks.on_rank_0(lambda: score_files(**given))
+        hyps = given.pop("hyp")
+        ranks.on_rank_0(lambda: compare_files(*hyps, **given) if len(hyps) == 2 else score_files(*hyps, **given))
 
 
 if __name__ == "__main__":

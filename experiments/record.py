@@ -159,7 +159,8 @@ def record(results: Path, run: Run, names: list[str]) -> dict[str, str]:
     copied = ("bytes_on_disk", "training_examples", "training_seconds", "validation_seconds")
     row |= {name: summary[name] for name in copied}
     row |= {"examples_per_s": summary.get("examples_per_s", ""), "validations": validations}
-    row |= {name: evaluation[name] for name in ("tables", "decoding_seconds", "signature")}
+    row |= {name: evaluation[name] for name in ("tables", "decoding_seconds")}
+    row |= {"signature": metrics.without_nrefs(evaluation["signature"])}  # a test set is named by the column data
     row |= {"machine": machine_class(machine), "dtype": machine["dtype"], "torch": machine["torch"]}
     row |= {"decode_dtype": evaluation["machine"]["dtype"]}
     row |= {"revision": revision()}

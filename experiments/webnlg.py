@@ -23,6 +23,7 @@ from pathlib import Path
 if __name__ == "__main__":  # so that this project's modules are found
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import metrics
 from evaluate import evaluate_run
 from experiments.record import machine_class, number, read_rows, revision, write_rows
 from experiments.report import markdown
@@ -87,7 +88,8 @@ def rows_of(settings: Settings, folder: Path) -> list[dict]:
     same |= {"run": folder.name, "model": Path(settings.model).name, "lr": f"{settings.lr:g}"}
     same |= {name: summary[name] for name in ("steps", "training_examples", "training_seconds")}
     same |= {"parameters_stored": summary["parameters"]["stored"], "valid_loss": number(summary["valid_loss"], 6)}
-    same |= {name: evaluation[name] for name in ("decoding_seconds", "signature", "length_norm")}
+    same |= {name: evaluation[name] for name in ("decoding_seconds", "length_norm")}
+    same |= {"signature": metrics.without_nrefs(evaluation["signature"])}
     same |= {"machine": machine_class(machine), "dtype": machine["dtype"], "torch": machine["torch"]}
     same["revision"] = revision()
     own = [{"part": part, "entries": entries[part]} for part in PARTS]

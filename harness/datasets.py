@@ -70,23 +70,23 @@ class DataSet:
         return TestSet(list(groups), list(groups.values()), {"all": [*range(len(groups))]}, described)
 
     def score(self, outputs: list[str], test_set: TestSet) -> dict[str, dict[str, float]]:
-        """Name of a row -> its scores."""
+        """Name of a row -> its scores, with metrics.DETAILS beside BLEU."""
         rows = {}
         for name, indices in test_set.parts.items():
             hypotheses, references = [outputs[i] for i in indices], [test_set.references[i] for i in indices]
             if self.reverse:
                 rows[name] = fields.score(hypotheses, references)
             else:
-                rows[name] = metrics.score(hypotheses, references)
+                rows[name] = metrics.score(hypotheses, references, details=True)
                 if self.is_webnlg:
                     rows[name]["TER"] = webnlg_ter(hypotheses, references)
         return rows
 
-    def signature(self) -> str:
-        """How `score` computes."""
-        if self.reverse:
-            return "fields:exact,case-sensitive"
-        return f"{metrics.signature()}|TER:webnlg,lc,signs-apart" if self.is_webnlg else metrics.signature()
+    def signature(self, test_set: TestSet) -> str:
+        """How `score` computes, and from how many references."""
+        scorer = "fields:exact,case-sensitive" if self.reverse else metrics.signature()
+        webnlg = "|TER:webnlg,lc,signs-apart" if self.is_webnlg and not self.reverse else ""
+        return f"{scorer}{webnlg}|{metrics.nrefs(test_set.references)}"
 
 
 SEEN = {"seen": True, "unseen": False}

@@ -35,27 +35,47 @@ def print_table(
 ) -> None:
     """Our rows, then the published ones. A score that could not be computed is a dash, with the reason below.
 
+    rows       name -> scores, with metrics.DETAILS for the line about BLEU's lengths
     signature  how the scores were computed, by default those of metrics.score
     """
     width = max(len(name) for name in (*rows, *published))
     columns = columns_of(rows)
     print("\n" + " " * width + "".join(f"{column:>11}" for column in columns))
     for name, scores in rows.items():
-        scaled = {key: 100 * value if key in PERCENT else value for key, value in scores.items()}
-        print(format_row(name, scaled, columns, width, digits=2))
+        print(format_row(name, {key: scaled(key, scores[key]) for key in columns if key in scores}, columns, width, 2))
     for name, scores in published.items():
         print(format_row(name, scores, columns, width, digits=None))
     note = "; the published rows: E2E's test set, the paper's tokenised references" if published else ""
-    print(f"\nreferences: {references}{note}")
+    print()
+    for name, scores in rows.items():
+        if metrics.DETAILS in scores:
+            print((f"{name}: " if len(rows) > 1 else "") + describe_details(scores[metrics.DETAILS]))
+    print(f"references: {references}{note}")
     print(f"signature: {signature or metrics.signature()}")
     for name, reason in metrics.unavailable().items():
         if name in columns:
             print(f"{name} is not available: {reason}")
 
 
+def scaled(key: str, value: float) -> float:
+    """A score on the scale that papers print."""
+    return 100 * value if key in PERCENT else value
+
+
+def describe_details(details: dict[str, float]) -> str:
+    """One line about what BLEU depends on besides the matches."""
+    fewest, most = details["fewest_references"], details["most_references"]
+    return (
+        f"BLEU's brevity penalty: {details['brevity_penalty']:.3f} (outputs {details['hypothesis_length']:,} words, "
+        f"closest references {details['reference_length']:,}); references of an output: {fewest}"
+        + (f" to {most}" if most > fewest else "")
+    )
+
+
 def columns_of(rows: dict[str, dict[str, float]]) -> tuple[str, ...]:
     """Which scores are printed: the five, and those that the rows have besides; without BLEU, the rows' own."""
-    found = tuple(dict.fromkeys(key for scores in rows.values() for key in scores))
+    keys = (key for scores in rows.values() for key in scores if key != metrics.DETAILS)
+    found = tuple(dict.fromkeys(keys))
     return (*COLUMNS, *(key for key in found if key not in COLUMNS)) if "BLEU" in found else found
 
 

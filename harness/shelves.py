@@ -10,9 +10,10 @@ from pathlib import Path
 
 import torch
 
+import metrics
 from gpt2 import GPT2
 from harness.files import InputError, lock_folder, read_text
-from harness.report import PERCENT
+from harness.report import scaled
 from harness.runs import load_run, trained_file
 from harness.safetensors import read_safetensors, write_safetensors
 from harness.settings import Settings
@@ -167,4 +168,5 @@ def spelled(scores: dict) -> str:
         return "not scored"
     if isinstance(first := next(iter(scores.values())), dict):
         scores = first
-    return "  ".join(f"{name} {100 * value if name in PERCENT else value:.2f}" for name, value in scores.items())
+    numbers = {name: value for name, value in scores.items() if name != metrics.DETAILS}
+    return "  ".join(f"{name} {scaled(name, value):.2f}" for name, value in numbers.items())

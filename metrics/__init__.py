@@ -12,6 +12,7 @@ What to read next, in the order in which a text is processed:
     mteval.py   tokens for BLEU and NIST       -> ngrams.py -> bleu.py, nist.py
     ptb.py      tokens for the other three     -> meteor.py, rouge.py, cider.py
     ter.py      TER, with words of its own; WebNLG reports it, E2E does not
+    bootstrap.py    how far a score would move on another test set, and whether two outputs differ
     fields.py   for the opposite task: tables that a model read out of sentences
 
 Left out: the formulas. Each is in the docstring of its file.
@@ -27,6 +28,7 @@ VERSION = "1.0"
 
 CORPUS_KEYS = ("BLEU", "NIST", "NIST_perl", "METEOR", "ROUGE_L", "CIDEr")
 ALL_KEYS = (*CORPUS_KEYS, "TER")
+DETAILS = "BLEU_details"  # beside the scores on request: what to look at before two BLEUs are compared
 SEGMENT_KEYS = ("BLEU", "sentBLEU", "NIST", "METEOR", "ROUGE_L", "CIDEr")  # the reference's per-segment table
 
 
@@ -35,6 +37,7 @@ def score(
     references: list[list[str]],
     per_segment: bool = False,
     names: tuple[str, ...] = CORPUS_KEYS,
+    details: bool = False,
 ) -> dict:
     """Score system outputs against references.
 
@@ -48,6 +51,7 @@ def score(
         CIDEr                   0..10, and 0 for a single segment, which has no document frequencies
         TER                     0 upwards, lower is better
     METEOR is absent when its tables are not installed; `unavailable()` then says why.
+    With details=True the corpus scores have DETAILS too, the dict of `bleu.details`.
 
     With per_segment=True returns {"corpus": those scores, "segments": [N dicts with SEGMENT_KEYS, those of `names`]}:
     BLEU and NIST of the segment scored as a corpus of one, sentBLEU the smoothed BLEU, and for METEOR, ROUGE_L,
@@ -62,6 +66,7 @@ def score(
     with without_garbage_collector():
         if {"BLEU", "NIST", "NIST_perl"} & set(names):
             corpus, columns = score_words(hypotheses, references, per_segment)
+            beside = {DETAILS: corpus.pop(DETAILS)}
         if {"METEOR", "ROUGE_L", "CIDEr"} & set(names):
             hypotheses_tokens, references_tokens = ptb_tokens(hypotheses, references)
         if "METEOR" in names and not unavailable():
@@ -79,6 +84,8 @@ def score(
                 [[ter.tokenize(text) for text in segment_references] for segment_references in references],
             )
     corpus = {key: value for key, value in corpus.items() if key in names}
+    if details and "BLEU" in names:
+        corpus |= beside
     if not per_segment:
         return corpus
     wanted = [key for key in columns if key in names or (key == "sentBLEU" and "BLEU" in names)]
@@ -91,8 +98,11 @@ def unavailable() -> dict[str, str]:
     return {} if reason is None else {"METEOR": reason}
 
 
-def signature(names: tuple[str, ...] = CORPUS_KEYS) -> str:
-    """One line that states how the scores are computed, to print with them; TER's part only if it is in `names`."""
+def signature(names: tuple[str, ...] = CORPUS_KEYS, references: list[list[str]] | None = None) -> str:
+    """One line that states how the scores are computed, to print with them; TER's part only if it is in `names`.
+
+    references  those of the test set: adds `nrefs`, the number for each hypothesis, as in sacrebleu's signature
+    """
     meteor_modules = "unavailable" if unavailable() else "1.5,en,norm,exact+stem+synonym+paraphrase"
     ter_part = ("TER:tercom,lc,nonorm,punct",) if "TER" in names else ()
     return "|".join(
@@ -106,8 +116,20 @@ def signature(names: tuple[str, ...] = CORPUS_KEYS) -> str:
             "ROUGE_L:beta1.2",
             "CIDEr:n4,sigma6",
             *ter_part,
+            *(() if references is None else (nrefs(references),)),
         )
     )
+
+
+def nrefs(references: list[list[str]]) -> str:
+    """`nrefs:5`, or `nrefs:var` if the segments have different numbers of references."""
+    numbers = {len(texts) for texts in references}
+    return f"nrefs:{numbers.pop() if len(numbers) == 1 else 'var'}"
+
+
+def without_nrefs(signature: str) -> str:
+    """The part of a signature that names the scorer and no data: what results/ records."""
+    return signature.partition("|nrefs:")[0]
 
 
 def check(hypotheses: list[str], references: list[list[str]]) -> None:
@@ -126,17 +148,18 @@ def check(hypotheses: list[str], references: list[list[str]]) -> None:
 
 
 def score_words(hypotheses: list[str], references: list[list[str]], per_segment: bool) -> tuple[dict, dict]:
-    """BLEU and NIST: (the corpus scores, {key: one value per segment}); the second is empty unless per_segment."""
-    segments = [
-        ngrams.segment(mteval.tokenize(hypothesis), [mteval.tokenize(reference) for reference in segment_references])
-        for hypothesis, segment_references in zip(hypotheses, references)
-    ]
+    """BLEU and NIST: (the corpus scores and DETAILS, {key: one value per segment}).
+
+    The second is empty unless per_segment.
+    """
+    segments = word_segments(hypotheses, references)
     perl_segments = as_perl(segments, hypotheses, references)
     counts = nist.reference_counts(segments)
     corpus = {
         "BLEU": bleu.bleu(segments),
         "NIST": nist.nist(segments, "python", counts),
         "NIST_perl": nist.nist(perl_segments, "perl", counts if perl_segments == segments else None),
+        DETAILS: bleu.details(segments),
     }
     columns = {}
     if per_segment:
@@ -144,6 +167,14 @@ def score_words(hypotheses: list[str], references: list[list[str]], per_segment:
         columns["sentBLEU"] = [bleu.bleu([segment], smoothing=1.0) for segment in segments]
         columns["NIST"] = [nist.nist([segment]) for segment in segments]
     return corpus, columns
+
+
+def word_segments(hypotheses: list[str], references: list[list[str]]) -> list[ngrams.Segment]:
+    """The segments counted on mteval's tokens, for BLEU and NIST."""
+    return [
+        ngrams.segment(mteval.tokenize(hypothesis), [mteval.tokenize(reference) for reference in segment_references])
+        for hypothesis, segment_references in zip(hypotheses, references)
+    ]
 
 
 def ptb_tokens(hypotheses: list[str], references: list[list[str]]) -> tuple[list[list[str]], list[list[list[str]]]]:

@@ -34,8 +34,9 @@ BLEU = (6/7 * 5/6 * 4/5 * 3/4) ** (1/4) = (3/7) ** (1/4) = 0.8091.
 """
 
 import math
+from collections.abc import Sequence
 
-from metrics.ngrams import Segment, hypothesis_ngrams, segment  # noqa: F401 (segment: for the example above)
+from metrics.ngrams import Segment, segment  # noqa: F401 (segment: for the example above)
 
 MAX_ORDER = 4
 NO_MATCHES, NO_NGRAMS = 1e-15, 1e-9  # replace a zero numerator and a zero denominator, as in the reference
@@ -47,25 +48,39 @@ def bleu(segments: list[Segment], smoothing: float = 0.0) -> float:
     segments: from `metrics.ngrams.segment`, counted up to order 4 or more.
     smoothing: added to matches and n-grams of every order (1.0 gives sentBLEU).
     """
-    matches = [0] * (MAX_ORDER + 1)  # index = order
+    return score(total(segments), smoothing)
+
+
+def statistics(segments: list[Segment]) -> list[list[int]]:
+    """What BLEU sums over a corpus, a row for each segment: [c, r, 4 numbers of matches, 4 numbers of n-grams]."""
+    rows = []
     for seg in segments:
+        matches = [0] * (MAX_ORDER + 1)  # index = order
         for ngram, count in seg.matches.items():
             if len(ngram) <= MAX_ORDER:
                 matches[len(ngram)] += count
+        c = seg.hypothesis_length
+        ngrams = [max(0, c - order + 1) for order in range(1, MAX_ORDER + 1)]
+        rows.append([c, closest_length(c, seg.reference_lengths), *matches[1:], *ngrams])
+    return rows
 
+
+def total(segments: list[Segment]) -> list[int]:
+    """The sums of a corpus, in the order of `statistics`."""
+    return [sum(column) for column in zip(*statistics(segments))]
+
+
+def score(sums: Sequence[float], smoothing: float = 0.0) -> float:
+    """BLEU in 0..1 of the sums of a corpus."""
+    c, r, *counts = sums
     log_precisions = 0.0
-    for order in range(1, MAX_ORDER + 1):
-        hits = max(matches[order] + smoothing, NO_MATCHES)
-        total = max(hypothesis_ngrams(segments, order) + smoothing, NO_NGRAMS)
-        log_precisions += math.log(hits / total)
-
-    return brevity_penalty(segments) * math.exp(log_precisions / MAX_ORDER)
+    for matches, ngrams in zip(counts[:MAX_ORDER], counts[MAX_ORDER:]):
+        log_precisions += math.log(max(matches + smoothing, NO_MATCHES) / max(ngrams + smoothing, NO_NGRAMS))
+    return brevity_penalty(c, r) * math.exp(log_precisions / MAX_ORDER)
 
 
-def brevity_penalty(segments: list[Segment]) -> float:
+def brevity_penalty(c: float, r: float) -> float:
     """BP in 0..1: 1 if the hypotheses have at least as many tokens as their closest references."""
-    c = sum(seg.hypothesis_length for seg in segments)
-    r = sum(closest_length(seg.hypothesis_length, seg.reference_lengths) for seg in segments)
     if c >= r:
         return 1.0
     return math.exp(1.0 - r / c) if c else 0.0
@@ -74,3 +89,16 @@ def brevity_penalty(segments: list[Segment]) -> float:
 def closest_length(length: int, reference_lengths: list[int]) -> int:
     """The reference length nearest to `length`; of two equally near, the shorter."""
     return min(reference_lengths, key=lambda reference: (abs(reference - length), reference))
+
+
+def details(segments: list[Segment]) -> dict[str, float]:
+    """What to look at beside BLEU: its brevity penalty, c, r, and the fewest and most references of a segment."""
+    c, r = total(segments)[:2]
+    references = [len(seg.reference_lengths) for seg in segments]
+    return {
+        "brevity_penalty": brevity_penalty(c, r),
+        "hypothesis_length": c,
+        "reference_length": r,
+        "fewest_references": min(references),
+        "most_references": max(references),
+    }

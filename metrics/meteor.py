@@ -163,6 +163,18 @@ def total(segments: list[Stats]) -> Stats:
     return corpus._replace(chunks=sum(segment.chunks for segment in segments if not segment.complete))
 
 
+def as_row(segment: Stats) -> list[int]:
+    """A segment's Stats as numbers of which a corpus's are the sums (a complete segment adds no chunk)."""
+    counts = [number for field in segment[:-1] for number in (field if isinstance(field, tuple) else (field,))]
+    return [*counts, 0 if segment.complete else segment.chunks]
+
+
+def score_of_sums(sums: list[float]) -> float:
+    """The score in 0..1 of the sums of a corpus, in the order of `as_row`."""
+    lengths, matches, n = sums[:4], sums[4:-1], len(MODULES)
+    return score(Stats(*lengths, *(tuple(matches[start : start + n]) for start in range(0, 4 * n, n)), sums[-1]))
+
+
 def score(stats: Stats) -> float:
     """The score in 0..1, by the equations in the module docstring."""
     hyp_matches, ref_matches = stats.hyp_matches, stats.ref_matches

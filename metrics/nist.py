@@ -39,6 +39,7 @@ info(b) = log2(3/1) = 1.585, info(a b) = log2(count(a) / count(a b)) = log2(2/1)
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 
 from metrics.ngrams import Ngram, Segment, hypothesis_ngrams, segment  # noqa: F401 (segment: for the example above)
 
@@ -55,25 +56,60 @@ def nist(segments: list[Segment], variant: str = "python", counts: dict[Ngram, i
 
     Raises ValueError for any other variant.
     """
+    weights = information(segments, variant, reference_counts(segments) if counts is None else counts)
+    sums = [0.0] * MAX_ORDER
+    for ngram, count in clipped_matches(segments).items():
+        sums[len(ngram) - 1] += count * weights[ngram]
+    ngrams = [hypothesis_ngrams(segments, order) for order in range(1, MAX_ORDER + 1)]
+    return score(sums, ngrams, average_reference_words(segments, variant))
+
+
+def score(bits: Sequence[float], ngrams: Sequence[float], reference_words: float) -> float:
+    """NIST of the sums of a corpus.
+
+    bits: information of the matches; ngrams: how many the hypotheses have; both one number for each order.
+    """
+    total = 0.0
+    for information_of_order, number in zip(bits, ngrams):
+        total += information_of_order / number if number else 0.0
+    return total * length_penalty(ngrams[0], reference_words)
+
+
+def information(segments: list[Segment], variant: str, counts: dict[Ngram, int]) -> dict[Ngram, float]:
+    """info(w1..wn) in bits of each n-gram that matches somewhere. counts: `reference_counts(segments)`."""
     if variant not in ("python", "perl"):
         raise ValueError(f'variant must be "python" or "perl", not {variant!r}')
-    information = [0.0] * (MAX_ORDER + 1)  # index = order
-    matches = clipped_matches(segments)
-    counts = reference_counts(segments) if counts is None else counts
     total_words = sum(sum(seg.reference_lengths) for seg in segments)
-    for ngram, count in matches.items():
+    weights = {}
+    for ngram in (ngram for ngram in counts if len(ngram) <= MAX_ORDER):
         history = ngram[:-1]
         history_is_empty = not history or (variant == "perl" and history == ("0",))
         history_count = total_words if history_is_empty else counts[history]
-        information[len(ngram)] += count * math.log2(history_count / counts[ngram])
+        weights[ngram] = math.log2(history_count / counts[ngram])
+    return weights
 
-    score = 0.0
-    for order in range(1, MAX_ORDER + 1):
-        total = hypothesis_ngrams(segments, order)
-        score += information[order] / total if total else 0.0
 
-    hypothesis_words = hypothesis_ngrams(segments, 1)
-    return score * length_penalty(hypothesis_words, average_reference_words(segments, variant))
+def statistics(segments: list[Segment], variant: str, counts: dict[Ngram, int]) -> list[list[float]]:
+    """What NIST sums over a corpus, a row for each segment; `score_of_sums` makes the score of the sums.
+
+    [5 sums of information, 5 numbers of n-grams, mean reference words, reference words, references, 1]
+    The information weights are those of all the segments given. counts: `reference_counts(segments)`.
+    """
+    weights = information(segments, variant, counts)
+    rows = []
+    for seg in segments:
+        bits = [0.0] * MAX_ORDER
+        for ngram, count in seg.matches.items():
+            if len(ngram) <= MAX_ORDER:
+                bits[len(ngram) - 1] += count * weights[ngram]
+        ngrams = [hypothesis_ngrams([seg], order) for order in range(1, MAX_ORDER + 1)]
+        rows.append([*bits, *ngrams, *reference_sizes(seg), 1])
+    return rows
+
+
+def score_of_sums(sums: Sequence[float], variant: str) -> float:
+    """NIST of the sums of a corpus, in the order of `statistics`."""
+    return score(sums[:MAX_ORDER], sums[MAX_ORDER : 2 * MAX_ORDER], average_words(*sums[2 * MAX_ORDER :], variant))
 
 
 def clipped_matches(segments: list[Segment]) -> Counter:
@@ -97,12 +133,21 @@ def reference_counts(segments: list[Segment]) -> dict[Ngram, int]:
 
 def average_reference_words(segments: list[Segment], variant: str) -> float:
     """The number of words in a corpus of hypotheses of average length (see the two readings above)."""
-    if variant == "python":
-        return sum(sum(seg.reference_lengths) / len(seg.reference_lengths) for seg in segments)
-    words = sum(sum(seg.reference_lengths) for seg in segments)
+    return average_words(*map(sum, zip(*map(reference_sizes, segments))), len(segments), variant)
+
+
+def reference_sizes(seg: Segment) -> tuple[float, int, int]:
+    """A segment's mean reference length, all its reference words, and the number of its references."""
+    words = sum(seg.reference_lengths)
     # mteval pads segments with empty references to equal numbers, so it does not count empty references.
-    references = sum(sum(length > 0 for length in seg.reference_lengths) for seg in segments)
-    return words * len(segments) / references if references else 0.0
+    return words / len(seg.reference_lengths), words, sum(length > 0 for length in seg.reference_lengths)
+
+
+def average_words(means: float, words: float, references: float, segments: float, variant: str) -> float:
+    """The two readings, of sums over a corpus: of mean lengths, of words, of references, and of segments."""
+    if variant == "python":
+        return means
+    return words * segments / references if references else 0.0
 
 
 def length_penalty(hypothesis_words: float, reference_words: float) -> float:

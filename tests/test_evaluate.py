@@ -56,7 +56,7 @@ def files(tmp_path):
 def test_outputs_are_scored_against_references_in_every_form(files, form, capsys, tmp_path):
     hyp, ref = files[form]
     main(["--hyp", str(hyp), "--ref", str(ref)])
-    assert json.loads((tmp_path / "scores.json").read_text()) == metrics.score(HYP, REFS)
+    assert json.loads((tmp_path / "scores.json").read_text()) == metrics.score(HYP, REFS, details=True)
     printed = capsys.readouterr().out
     assert "outputs.txt" in printed and metrics.signature() in printed and str(ref) in printed
 
@@ -65,7 +65,8 @@ def test_one_reference_a_line_is_scored_too(tmp_path):
     (tmp_path / "o.txt").write_text("\n".join(HYP) + "\n")
     (tmp_path / "r.txt").write_text("\n".join(refs[0] for refs in REFS) + "\n")
     main(["--hyp", str(tmp_path / "o.txt"), "--ref", str(tmp_path / "r.txt")])
-    assert json.loads((tmp_path / "scores.json").read_text()) == metrics.score(HYP, [refs[:1] for refs in REFS])
+    expected = metrics.score(HYP, [refs[:1] for refs in REFS], details=True)
+    assert json.loads((tmp_path / "scores.json").read_text()) == expected
 
 
 def test_segment_scores_are_written_on_request(files, tmp_path):
@@ -115,6 +116,10 @@ def test_decoding_options_reach_the_search_and_are_recorded(run, monkeypatch):
     evaluate_run(run)
     first = json.loads((run / "evaluation.json").read_text())
     assert (first["beam_size"], first["length_norm"], first["references"]) == (5, "total", first["references"])
+    groups = list(group_references(load_split(load_run(run)[0].data, "test")).values())
+    assert first["signature"] == metrics.signature(references=groups)
+    written = metrics.score((run / "outputs.txt").read_text().splitlines(), groups, details=True)
+    assert json.loads((run / "scores.json").read_text()) == written
     before = {name: (run / name).read_bytes() for name in ("outputs.txt", "scores.json", "evaluation.json")}
     calls = []
 

@@ -223,7 +223,7 @@ def test_a_grid_runs_from_end_to_end(world, made):
         scores = metrics.score(outputs, list(groups.values()))
         for key in metrics.CORPUS_KEYS:
             assert row[key] == (f"{scores[key]:.6f}" if key in scores else "")
-        assert row["revision"] and row["machine"] == "CPU, 1 thread"
+        assert row["revision"] and row["machine"] == "CPU, 1 thread" and row["signature"] == metrics.signature()
         assert (row["dtype"], row["model"], row["data"]) == ("fp32", "model", "data")
         trained = name not in ("zeroshot", "prompt")
         assert row["steps"] == (str(STEPS) if trained else "0") and (float(row["training_seconds"] or 0) > 0) == trained

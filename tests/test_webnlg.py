@@ -38,7 +38,7 @@ def test_entries_are_scored_for_all_seen_and_unseen_categories(release, capsys):
         assert rows[part]["BLEU"] == metrics.score([outputs[i]], [test_set.references[i]])["BLEU"]
         words = [ter.tokenize(ter.as_webnlg(text)) for text in (outputs[i], *test_set.references[i])]
         assert rows[part]["TER"] == ter.ter(words[:1], [words[1:]])[0]
-    print_table(rows, test_set.described, {}, data.signature())
+    print_table(rows, test_set.described, {}, data.signature(test_set))
     printed = capsys.readouterr().out
     assert printed.split("\n")[1].split() == ["BLEU", "NIST", "NIST_perl", "METEOR", "ROUGE_L", "CIDEr", "TER"]
     assert "|TER:" in printed and "METEOR is not available" in printed
