@@ -6,7 +6,7 @@
 The first writes curves.svg and curves.png: training loss, validation loss, learning rate and gradient norm over the
 steps. A run that is not finished is drawn as far as it is.
 
-The second lets the run write its text, as evaluate.py --table --plain --dtype fp32 does, and draws the shares of
+The second lets the run write its text, as evaluate.py --table --plain does in fp32, and draws the shares of
 attention that attention.py defines:
 
     attention           each word by source: prefix, fields, separator, earlier words
@@ -144,7 +144,7 @@ def draw_curves(folders: list[Path], out: Path) -> list[Path]:
 def draw_attention(folder: Path, table: str, out: Path) -> list[Path]:
     """The pictures of one text, and attention.json; prints the text and the ranking of the heads."""
     draw = figures()
-    writer = writer_of(run=folder, plain=True, dtype="fp32")
+    writer = writer_of(run=folder, plain=True, decode_dtype="fp32")
     found, has_prefix = look(writer, table), writer.settings.has_prefix
     print(found.text)
     pages = math.ceil(len(found.words) / draw.WORDS)
