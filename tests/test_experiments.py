@@ -259,7 +259,7 @@ def test_a_grid_runs_from_end_to_end(world, made):
         rows["prefix5-seed1"]["BLEU"] != ""
         and rows["finetune-seed1"]["valid_loss"] != rows["finetune-seed2"]["valid_loss"]
     )
-    assert (made / "tiny" / "table.md").exists() and len(list((made / "tiny" / "figures").iterdir())) == 2 * 5
+    assert (made / "tiny" / "table.md").exists() and len(list((made / "tiny" / "figures").iterdir())) == 2 * 6
 
 
 def test_finished_runs_are_skipped(world, made, monkeypatch, capsys):

@@ -123,7 +123,7 @@ def test_two_processes_give_the_losses_the_prefix_and_the_sentences_of_one(flags
     shutil.copytree(
         tmp_path / "two", tmp_path / "copy"
     )  # the very same prefix, so that the sentences must not differ at all
-    evaluate.main(["--run", str(tmp_path / "copy"), "--device", "cpu", "--dtype", "fp32"])
+    evaluate.main(["--run", str(tmp_path / "copy"), "--device", "cpu", "--decode_dtype", "fp32"])
     assert_same_evaluation(tmp_path / "two", tmp_path / "copy")
     assert len(set((tmp_path / "two" / "outputs.txt").read_text(encoding="utf-8").splitlines())) > 1
     written = {path.name for path in (tmp_path / "two").iterdir()} - {

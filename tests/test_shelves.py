@@ -88,7 +88,7 @@ def test_what_is_stored_is_what_the_run_learned(shelf):
 
 def test_a_mixed_file_is_answered_in_order_as_each_run_answers_alone(shelf, world, tmp_path, capsys):
     (tmp_path / "in.txt").write_text("\n".join(TABLES) + "\n", encoding="utf-8")
-    options = ["--beam_size", "2", "--max_new_tokens", "12", "--dtype", "fp32", "--device", "cpu"]
+    options = ["--beam_size", "2", "--max_new_tokens", "12", "--decode_dtype", "fp32", "--device", "cpu"]
     found = {}
     for size in (1, 2, 64):
         for plain in ([], ["--plain"]):
@@ -108,7 +108,7 @@ def test_a_mixed_file_is_answered_in_order_as_each_run_answers_alone(shelf, worl
 
 def test_a_new_task_leaves_the_others_files_and_texts(shelf, world, tmp_path, capsys):
     mine = shutil.copytree(shelf, tmp_path / "mine")
-    ask = ["--text", TABLES[1], "--beam_size", "2", "--max_new_tokens", "12", "--dtype", "fp32", "--device", "cpu"]
+    ask = ["--text", TABLES[1], "--beam_size", "2", "--max_new_tokens", "12", "--decode_dtype", "fp32", "--device", "cpu"]
     evaluate.main(["--shelf", str(mine), *ask])
     before, text = contents(mine), capsys.readouterr().out
     # a name that comes first, so that the other tasks' ids change
@@ -151,7 +151,7 @@ def test_a_run_itself_answers_a_file_too(shelf, tmp_path, capsys):
     (tmp_path / "in.txt").write_text("name : Lotus | food : Thai||Lotus serves Thai .\nname[Lotus], food[Indian]\n")
     texts = []
     for name in ("in.csv", "in.txt"):
-        evaluate.main(["--run", str(run), "--tables", str(tmp_path / name), "--out", "-", "--dtype", "fp32"])
+        evaluate.main(["--run", str(run), "--tables", str(tmp_path / name), "--out", "-", "--decode_dtype", "fp32"])
         texts.append(capsys.readouterr().out.splitlines())
     assert len(texts[0]) == 2 and texts[0] == texts[1]
 
