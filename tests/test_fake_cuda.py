@@ -286,13 +286,13 @@ def run_there(world, tmp_path):
     "words",
     [
         "--mode prefix --prefix_len 3 --keep best --grad_accum 2",
-        "--mode prefix --prefix_len 3 --label_smoothing 0.1 --init_text cheap --plain",
+        "--mode prefix --no_reparam --init_text cheap --label_smoothing 0.1 --plain",
         "--mode prefix+lora --prefix_len 3 --lora_dropout 0 --lora_lr 1e-3",
         "--mode finetune --dropout 0 --clip 0",
     ],
 )
 def test_a_run_is_trained_resumed_and_evaluated_there(run_there, tmp_path, monkeypatch, words):
-    words = [word for word in words.split() if word not in ("--prefix_len", "3") or "--init_text" not in words]
+    words = words.split()
     run_there(train.main, *words, "--out", tmp_path / "cpu", "--no_eval", device="cpu")
     calls, update = [], train.update
 
@@ -316,6 +316,13 @@ def test_a_run_is_trained_resumed_and_evaluated_there(run_there, tmp_path, monke
     assert summary["machine"]["device"] == "cuda"
     assert (tmp_path / "cuda" / "scores.json").exists()
     run_there(evaluate.main, "--run", tmp_path / "cuda", "--table", "name : Lotus | food : Indian", "--dtype", "bf16")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("n", range(len(sites_of("harness.loop"))))
+def test_a_batch_that_is_left_on_the_cpu_is_found(run_there, tmp_path, n):
+    with pytest.raises(RuntimeError, match=ERROR), forgotten("harness.loop", n):
+        run_there(train.main, "--prefix_len", 3, "--no_eval", "--out", tmp_path / "run")
 
 
 @pytest.mark.slow
