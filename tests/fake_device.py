@@ -3,7 +3,7 @@
     with fake_device.cuda() as device:              # "cuda"
         model.to(device)(tokens.to(device))         # computed on the CPU; `.device` is cuda:0
 
-Where PyTorch finds a real GPU, that one is used instead and nothing is pretended.
+Where PyTorch finds a real GPU, that one is used and nothing is pretended.
 
 A `Pretended` tensor holds a CPU tensor, `inner`, which computes. PyTorch's C++ takes it for one on `meta`, because a
 build without CUDA has no device guard for CUDA, and autograd would abort the process. Two modes do the rest: `Names`
@@ -11,7 +11,7 @@ hands "cuda" to PyTorch as `meta`, `Pretence` makes what is asked for there and 
 
 Refused as on a GPU: an operation on tensors of both devices; a CPU generator for random numbers on the GPU; `.numpy()`
 of a GPU's tensor. Allowed as on a GPU: copies, 0-dimensional CPU tensors in elementwise operations, CPU indices.
-PyTorch's FakeTensorMode refuses the same, but carries no data, and has no backward pass in a build without CUDA.
+PyTorch's FakeTensorMode refuses the same, but carries no data, and its backward pass aborts in a build without CUDA.
 
 Autocast is imitated: PyTorch's own asks C++ for the device. `LOWER` and `FULL` are those of CUDA's two lists that this
 project calls.
@@ -68,7 +68,7 @@ class Pretended(torch.Tensor):
         return self.inner.__reduce_ex__(protocol)
 
 
-def compute(func, args, kwargs):
+def compute(func, args: tuple, kwargs: dict):
     """An operation on the CPU tensors within. Its results are pretended if an argument is, or `device` says so."""
     tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
     pretended = {id(x.inner): x for x in tensors if isinstance(x, Pretended)}
@@ -94,7 +94,8 @@ def compute(func, args, kwargs):
     return tree_map(pretend, results)
 
 
-def refuse_mixtures(func, args, tensors):
+def refuse_mixtures(func, args: tuple, tensors: list[torch.Tensor]) -> None:
+    """Raise RuntimeError when one of an operation's tensors is on the CPU, unless a GPU accepts it there."""
     indices = [id(x) for x in args[1] if x is not None] if func in INDEXING else []
     for x in tensors:
         as_number = x.dim() == 0 and torch.Tag.pointwise in func.tags
@@ -106,7 +107,10 @@ def refuse_mixtures(func, args, tensors):
 
 
 class Pretence(TorchDispatchMode):
-    """Tensors made on `meta` are pretended ones, and copies to `meta` or from there keep the data."""
+    """What PyTorch computes, also inside its own functions and in the backward pass.
+
+    Tensors made on `meta` are pretended ones, and copies to `meta` or from there keep the data.
+    """
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         return compute(func, args, kwargs or {})
@@ -137,14 +141,17 @@ class Names(TorchFunctionMode):
 
 
 def is_cuda(name) -> bool:
+    """Is this the GPU's name, as "cuda", "cuda:0" or a torch.device?"""
     return isinstance(name, (str, torch.device)) and torch.device(name).type == "cuda"
 
 
 def is_castable(x) -> bool:
+    """Does autocast change this argument's precision?"""
     return isinstance(x, Pretended) and x.dtype in (torch.bfloat16, torch.float32)
 
 
 def tree_of_indices(index):
+    """An index, or a tuple of them, with tensors in place of lists."""
     if isinstance(index, tuple):
         return tuple(map(tree_of_indices, index))
     return torch.tensor(index, dtype=torch.long) if isinstance(index, list) else index
@@ -161,6 +168,7 @@ def cuda():
         "is_available": lambda: True,
         "is_bf16_supported": lambda including_emulation=True: True,
         "get_device_name": lambda device=None: "a pretended GPU",
+        "is_current_stream_capturing": lambda: False,  # the optimizer asks
         "set_device": lambda device: None,
         "get_rng_state": lambda device="cuda": noise,
         "set_rng_state": lambda state, device="cuda": None,
