@@ -98,7 +98,8 @@ def refuse_mixtures(func, args: tuple, tensors: list[torch.Tensor]) -> None:
     """Raise RuntimeError when one of an operation's tensors is on the CPU, unless a GPU accepts it there."""
     indices = [id(x) for x in args[1] if x is not None] if func in INDEXING else []
     for x in tensors:
-        as_number = x.dim() == 0 and torch.Tag.pointwise in func.tags
+        is_written = x is args[0] and func._schema.is_mutable
+        as_number = x.dim() == 0 and torch.Tag.pointwise in func.tags and not is_written
         if not (isinstance(x, Pretended) or as_number or id(x) in indices):
             raise RuntimeError(
                 f"Expected all tensors to be on the same device, but found at least two devices, cuda:0 and {x.device}!"

@@ -389,6 +389,7 @@ def test_tensors_of_both_devices_do_not_meet():
             lambda: torch.cat([there[0], torch.ones(1)]),
             lambda: there.add_(here),
             lambda: here.add_(there),
+            lambda: torch.zeros(()).add_(there.sum()),
             lambda: F.embedding(torch.tensor([0]), there),
             lambda: there.gather(1, torch.tensor([[0]])),
             lambda: here[torch.tensor([0], device=device)],
