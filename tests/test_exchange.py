@@ -3,6 +3,7 @@ same beams."""
 
 import dataclasses
 import json
+import shutil
 from collections import defaultdict
 
 import peft
@@ -47,14 +48,26 @@ def hub_model(folder) -> torch.nn.Module:
 
 
 @pytest.fixture(scope="module")
-def model(world):
-    return load_model(str(world / "model")).eval().requires_grad_(False)
+def folder(world, tmp_path_factory):
+    """The model of `world`, but the end token's logit is larger by 3, so that some texts end by themselves."""
+    folder = tmp_path_factory.mktemp("ending") / "model"
+    shutil.copytree(world / "model", folder)
+    tensors = {name: tensor.clone() for name, tensor in read_safetensors(folder / "model.safetensors")[0].items()}
+    end = tensors["wte.weight"][-1]
+    tensors["ln_f.bias"] += 3 * end / end.square().sum()
+    write_safetensors(folder / "model.safetensors", tensors, {})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(folder):
+    return load_model(str(folder)).eval().requires_grad_(False)
 
 
 @pytest.fixture
-def twin(world):
+def twin(folder):
     """transformers' model with the weights of `model`; a fresh one, because peft puts its layers into it."""
-    return hub_model(world / "model")
+    return hub_model(folder)
 
 
 @pytest.fixture(scope="module")
@@ -80,21 +93,24 @@ def assert_same_logits(ours, theirs, vocabulary: int = 400) -> None:
 
 
 def assert_same_beams(ours, theirs, prompts, max_new_tokens: int, banned: tuple[int, ...] = ()) -> list[list[int]]:
-    """Token by token. Prompts of one length at a time: with PROMPT_TUNING peft ignores the positions of padded ones."""
-    end, by_length = ours.config.end_token, defaultdict(list)
-    for prompt in prompts:
-        by_length[len(prompt)].append(prompt)
+    """Token by token, 25 prompts at a time.
+
+    With PROMPT_TUNING peft ignores the positions of padded prompts, so those of one length are read together there.
+    """
+    end, batches = ours.config.end_token, defaultdict(list)
+    for i, prompt in enumerate(prompts):
+        batches[len(prompt) if theirs.peft_type == "PROMPT_TUNING" else i // 25].append(prompt)
     texts = []
-    for S, batch in by_length.items():
+    for batch in batches.values():
         found = beam_search(ours, batch, end, 5, max_new_tokens, "output", banned)
-        tokens = torch.tensor(batch)
+        S = max(map(len, batch))
         rows = theirs.generate(
-            input_ids=tokens, attention_mask=torch.ones_like(tokens), num_beams=5, early_stopping=False,
-            length_penalty=1.0, do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=end, pad_token_id=end,
-            bad_words_ids=[[i] for i in banned] or None,
+            input_ids=torch.tensor([[end] * (S - len(p)) + p for p in batch]),  # transformers pads on the left
+            attention_mask=torch.tensor([[0] * (S - len(p)) + [1] * len(p) for p in batch]),
+            num_beams=5, early_stopping=False, length_penalty=1.0, do_sample=False, max_new_tokens=max_new_tokens,
+            eos_token_id=end, pad_token_id=end, bad_words_ids=[[i] for i in banned] or None,
         )  # fmt: skip
-        for ids, row in zip(found, rows.tolist()):
-            row = row[S:]
+        for ids, row in zip(found, rows[:, S:].tolist()):
             assert ids == (row[: row.index(end)] if end in row else row)
         texts += found
     return texts
@@ -139,7 +155,7 @@ def test_peft_generates_our_beams_on_50_prompts(model, twin, prompts, kind, tmp_
     theirs = peft.PeftModel.from_pretrained(twin, tmp_path).eval()
     with part.attached(model):
         texts = assert_same_beams(model, theirs, prompts, 12)
-    assert len(set(map(tuple, texts))) > 20
+    assert len(set(map(tuple, texts))) >= 10 and any(len(ids) < 12 for ids in texts)
 
 
 def test_a_llamas_prefix_gives_the_same_logits_in_peft(tmp_path):
@@ -243,7 +259,9 @@ def test_peft_computes_the_same_with_models_of_real_size(of_real_size, kind, tmp
     theirs = peft.PeftModel.from_pretrained(twin(), tmp_path).eval()
     with part.attached(ours):
         assert_same_logits(ours, theirs)
-        assert_same_beams(ours, theirs, prompts, new, banned)
+        texts = assert_same_beams(ours, theirs, prompts, new, banned)
+    if len(prompts) == 50 and kind == "lora":  # mini, not pushed away from its texts by a random prefix
+        assert sum(len(ids) < new for ids in texts) > 5
 
 
 @pytest.mark.slow
@@ -477,7 +495,7 @@ DAMAGE = {
     ),
     "DoRA": ("lora", lambda f: change_config(f, use_dora=True), "a LoRA with use_dora True is not read here"),
     "PiSSA": ("lora", lambda f: change_config(f, init_lora_weights="pissa"), "with init_lora_weights 'pissa'"),
-    "alpha": ("lora", lambda f: change_config(f, lora_alpha="much"), "its lora_alpha is 'much'"),
+    "alpha": ("lora", lambda f: change_config(f, lora_alpha="much", alpha_pattern={}), "its lora_alpha is 'much'"),
     "a pattern": ("lora", lambda f: change_config(f, alpha_pattern={"(": 1}), "its lora_alpha is"),
     "another projection": (
         "lora",
