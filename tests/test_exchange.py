@@ -359,6 +359,13 @@ def test_an_exported_model_loads_in_transformers_and_here(runs, mode, tmp_path):
         torch.testing.assert_close(back(tokens), ours(tokens), **CLOSE)
 
 
+def test_pefts_lora_is_merged_into_the_hubs_folder(folder, twin, tmp_path):
+    config = peft.LoraConfig(task_type="CAUSAL_LM", fan_in_fan_out=True, **LORAS["every projection"])
+    theirs = learn_with_peft(twin, config, tmp_path / "adapter")
+    export.main(["--run", str(tmp_path / "adapter"), "--model", str(folder), "--hub", str(tmp_path / "out")])
+    assert_same_logits(load_model(str(tmp_path / "out")).eval(), theirs)
+
+
 @pytest.fixture(scope="module")
 def tokenizers(tmp_path_factory, world):
     """(ours, transformers') of three vocabularies, the second from an exported folder."""
