@@ -37,7 +37,8 @@ from torch import Tensor, nn
 
 from gpt2 import GPT2, GPT2Config, KVCache, causal_mask
 from harness.files import InputError
-from harness.safetensors import read_safetensors, write_safetensors
+from harness.peft_files import read_learned
+from harness.safetensors import write_safetensors
 
 
 class PrefixNetwork(nn.Module):
@@ -309,9 +310,10 @@ def keys_values(model: GPT2, embeddings: Tensor) -> Tensor:
 def load_prefix(path: Path, config: GPT2Config) -> Prefix:
     """A saved prefix, infix or embedding, ready to attach to a GPT-2 of this configuration.
 
+    path   our file, or a folder of the `peft` library's
     Raises InputError when the file is something else or was made for another model.
     """
-    tensors, metadata = read_safetensors(path)
+    tensors, metadata = read_learned(path, config)
     return prefix_of_tensors(metadata.get("mode"), config, tensors, metadata, path)
 
 

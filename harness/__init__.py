@@ -20,5 +20,8 @@ tensorflow.py    TensorFlow's checkpoint format
 gguf.py          the GGUF format
 vocabulary.py    byte-level BPE from a GGUF file or tokenizer.json
 llama_files.py   a Llama's files: where they are, configuration, names
+peft_files.py    PEFT's adapter folders, read and written
+hub_files.py     a model as a folder of the Hugging Face hub's, written
+export.py        the command that writes both: python -m harness.export
 webnlg_files.py  WebNLG's files and their checksums
 """

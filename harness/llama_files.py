@@ -196,12 +196,17 @@ def find_vocabulary(path: Path) -> Path | None:
 
 def load_llama_tokenizer(name: str, weights: str | None) -> ByteBPE:
     """The vocabulary of the weights' file if it has one, else the model's. Raises InputError."""
+    return load_vocabulary(vocabulary_file(name, weights))
+
+
+def vocabulary_file(name: str, weights: str | None) -> Path:
+    """Where a Llama's vocabulary is. Raises InputError."""
     path = None
     if weights not in (None, "random"):
         path = find_vocabulary(Path(weights))
     if path is None:
         path = package_file() if name in CONFIGS else own_vocabulary(Path(name))
-    return load_vocabulary(path)
+    return path
 
 
 def own_vocabulary(folder: Path) -> Path:

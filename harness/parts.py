@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from adapter import Adapter
 from gpt2 import GPT2, GPT2Config
 from harness.files import InputError
-from harness.safetensors import read_safetensors, write_safetensors
+from harness.peft_files import read_learned
+from harness.safetensors import write_safetensors
 from lora import LoRA, OutputHooks
 from prefix import MODES, Prefix, prefix_of_tensors
 
@@ -94,11 +95,11 @@ def described(part: nn.Module) -> str:
 
 
 def load_parts(path: Path, config: GPT2Config, mode: str) -> Parts:
-    """The parts of a file that `Parts.save` wrote in this mode.
+    """The parts of a file that `Parts.save` wrote in this mode, or the LoRA of a folder of the `peft` library's.
 
     Raises InputError when the file is damaged, of another mode, or was made for another model.
     """
-    tensors, about = read_safetensors(path)
+    tensors, about = read_learned(path, config)
     if about.get("mode") != mode:
         raise InputError(
             f"{path} holds {about.get('mode')!r}, but the run's settings say {mode}:"

@@ -8,6 +8,9 @@ runs/NAME/settings.json        every flag, so that evaluation and --resume need 
                                adapter)
           summary.json         parameters, seconds, machine
           outputs.txt, scores.json, evaluation.json      from evaluate.py
+
+A PEFT adapter's folder (harness/peft_files.py) is read as the run of a prefix, an embedding or a LoRA, with the default
+settings.
 """
 
 import dataclasses
@@ -22,6 +25,7 @@ from e2e_data import encode_prompt, shorten
 from gpt2 import GPT2, GPT2Config
 from harness.files import InputError, read_text, write_atomic
 from harness.parts import Parts, load_parts
+from harness.peft_files import is_adapter, settings_of
 from harness.safetensors import write_safetensors
 from harness.settings import Settings, init_tokens
 from lora import LoRA
@@ -56,7 +60,9 @@ def start_part(name: str, s: Settings, model: GPT2) -> Prefix | LoRA | Adapter:
 
 
 def trained_file(folder: Path, finetunes: bool, adapts: bool = False) -> Path:
-    """The file of what a run learned."""
+    """The file of what a run learned: of PEFT's, the folder."""
+    if is_adapter(folder):
+        return Path(folder)
     return Path(folder) / f"{'model' if finetunes else 'parts' if adapts else 'prefix'}.safetensors"
 
 
@@ -70,9 +76,12 @@ def load_run(folder: str | Path, **changes) -> tuple[Settings, GPT2]:
     folder, own = Path(folder), load_settings(folder)
     here = {"out": str(folder), "device": "auto", "plain": False}
     here["dtype"] = changes.get("decode_dtype", own.decode_dtype)
-    settings = dataclasses.replace(own, **here | changes).resolve()
+    settings = dataclasses.replace(own, **here | changes)
+    if not settings.model:
+        raise InputError(f"{folder} does not say which model it is for, or one that is not known here: name --model")
+    settings = settings.resolve()
     path = trained_file(folder, settings.finetunes, settings.adapts)
-    if not path.exists() or not (folder / "summary.json").exists():
+    if not path.exists() or not (path == folder or (folder / "summary.json").exists()):
         raise InputError(f"{folder} has no finished {path.name}: resume its training with train.py … --resume")
     if settings.finetunes:
         if "weights" in changes:
@@ -128,8 +137,11 @@ def open_folder(settings: Settings, resume: bool) -> Path:
 
 
 def load_settings(folder: Path) -> Settings:
-    """The settings that a run was begun with."""
+    """The settings that a run was begun with. Of PEFT's folder: the defaults; model is "" where it is not known."""
     path = Path(folder) / "settings.json"
+    if is_adapter(folder):
+        settings = Settings(**settings_of(folder))
+        return dataclasses.replace(settings, beam_size=settings.recipe["beam_size"])
     if not path.exists():
         raise InputError(f"{folder} is not a run: it has no settings.json")
     try:
