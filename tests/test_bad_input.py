@@ -680,7 +680,8 @@ NO_EFFECT = {  # what is asked for -> the flags that have no effect on it
         "--src {place}/h.txt"),
     "--hyp {place}/h.txt --ref {place}/r.txt": (
         "--split valid", "--batch_size 2", "--beam_size 2", "--length_norm none", "--max_new_tokens 9",
-        "--model {place}/data", "--weights random", "--data {place}/data", "--device cpu", "--decode_dtype fp32", "--plain"),
+        "--model {place}/data", "--weights random", "--data {place}/data", "--device cpu", "--plain",
+        "--decode_dtype fp32"),
 }  # fmt: skip
 
 

@@ -108,7 +108,7 @@ def test_a_mixed_file_is_answered_in_order_as_each_run_answers_alone(shelf, worl
 
 def test_a_new_task_leaves_the_others_files_and_texts(shelf, world, tmp_path, capsys):
     mine = shutil.copytree(shelf, tmp_path / "mine")
-    ask = ["--text", TABLES[1], "--beam_size", "2", "--max_new_tokens", "12", "--decode_dtype", "fp32", "--device", "cpu"]
+    ask = ["--text", TABLES[1], "--beam_size", "2", "--max_new_tokens", "12", "--device", "cpu"]
     evaluate.main(["--shelf", str(mine), *ask])
     before, text = contents(mine), capsys.readouterr().out
     # a name that comes first, so that the other tasks' ids change
