@@ -335,7 +335,7 @@ def test_an_adapter_answers_a_table_and_a_file_of_tables(runs, world, tmp_path, 
     export.main(["--run", str(run), "--peft", str(out)])
     table = "name : Lotus | food : Thai"
     tables_file.write_text(table + "\n")
-    more = ["--model", str(world / "model"), "--dtype", "fp32", "--beam_size", "2", "--max_new_tokens", "12"]
+    more = ["--model", str(world / "model"), "--decode_dtype", "fp32", "--beam_size", "2", "--max_new_tokens", "12"]
     answers = []
     for folder in (run, out):
         capsys.readouterr()
