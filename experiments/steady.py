@@ -82,7 +82,13 @@ def main(argv: list[str] | None = None) -> None:
         others = sum(a != b for a, b in zip(texts, first, strict=True))
         rows.append({"how": how, "texts_that_differ": others, "BLEU": round(100 * bleu, 4), "seconds": seconds})
         print(f"{how:<30} BLEU {100 * bleu:.2f}, {others} of {len(texts)} texts differ, {seconds:.0f} s", flush=True)
-    about = {"run": given.run.resolve().name, "model": Path(settings.model).name, "mode": settings.mode}
+    steps = json.loads(read_text(given.run / "summary.json"))["steps"]
+    about = {
+        "model": Path(settings.model).name,
+        "mode": settings.mode,
+        "prefix_len": settings.prefix_len,
+        "steps": steps,
+    }
     about |= {"data": data_label(settings.data), "tables": len(first), "machine": describe_machine("cpu", "fp32")}
     write_json(given.out, about | {"revision": revision(), "rows": rows})
 

@@ -21,7 +21,7 @@ import metrics
 import train as train_module
 from e2e_data import group_references, load_split, load_tokenizer
 from evaluate import decode
-from experiments import estimate, grid, length_norm, record, report, reproduce, search, summary
+from experiments import estimate, grid, length_norm, record, report, reproduce, search, steady, summary
 from experiments.record import COLUMNS, data_label, read_rows, read_runs, write_rows
 from experiments.slots import SlotChecker
 from experiments.zero_shot import zero_shot
@@ -599,6 +599,27 @@ def test_a_run_decoded_with_other_settings_gets_no_row(world, tmp_path, no_repor
     assert err.count("prefix1-seed1 was begun with --max_new_tokens 12, not 13: resume it with the same flags") == 2
     assert err.count("was decoded with other max_new_tokens: delete the folder, or choose another --runs") == 2
     assert read_runs(tmp_path / "tiny") == {}
+
+
+@pytest.mark.slow
+def test_a_run_is_decoded_again_in_other_ways_and_its_texts_are_compared(made, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(steady, "WAYS", (steady.WAYS[0], steady.WAYS[-1]))
+    monkeypatch.setattr(steady, "IN_BF16", ())
+    run, out = made / "runs" / "prefix5-seed1", tmp_path / "steady.json"
+    before = contents(run)
+    steady.main(["--run", str(run), "--out", str(out)])
+    found = json.loads(out.read_text())
+    assert [row["how"] for row in found["rows"]] == ["64 tables at a time", "instructions up to SSE4"]
+    bleu = json.loads((run / "scores.json").read_text())["BLEU"]
+    assert found["rows"][0] | {"seconds": 0} == {
+        "how": "64 tables at a time", "texts_that_differ": 0, "BLEU": round(100 * bleu, 4), "seconds": 0,
+    }  # fmt: skip
+    assert (found["mode"], found["prefix_len"], found["steps"]) == ("prefix", 5, STEPS)
+    assert contents(run) == before and "0 of" in capsys.readouterr().out
+    monkeypatch.setattr(steady, "WAYS", (("wrong", ("--beam_size", "0"), {}),))
+    with pytest.raises(SystemExit):
+        steady.main(["--run", str(run), "--out", str(tmp_path / "none.json")])
+    assert "--beam_size 0: must be at least 1" in capsys.readouterr().err and not (tmp_path / "none.json").exists()
 
 
 RECORD_MANY = """

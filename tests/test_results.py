@@ -15,7 +15,7 @@ import pytest
 
 import metrics
 from e2e_data import group_references, load_split
-from experiments import grid, report, search
+from experiments import grid, report, search, steady
 from experiments.record import E2E, checker, read_rows, read_runs
 from experiments.slots import shares
 from experiments.summary import relative_time, summarise
@@ -150,6 +150,8 @@ ELSEWHERE = {  # numbers in results/mini/README.md that no run in results/ has g
     "0.2": "published re-runs",
     "0.8": "published re-runs",
     **dict.fromkeys(("49.2", "48.5", "48.8", "50.3"), "the quick start's prefix, decoded with several batch sizes"),
+    **dict.fromkeys(("46.3", "47.3"), "the quick start in fp32"),
+    **dict.fromkeys(("5.4", "18.0", "3.1", "6.7"), "benchmarks/README.md, sentences a second"),
 }
 
 
@@ -267,6 +269,18 @@ def test_the_findings_state_the_decoding_with_each_length_norm(results):
     assert dict(stated) == expected
     one_seed = f"{100 * summarise(longer)['prefix5'].mean('BLEU'):.1f}"
     assert expected["prefix, P = 5, five epochs"][0] == one_seed and one_seed in FINDINGS.split("Training time")[1]
+
+
+def test_one_run_wrote_the_same_texts_in_every_way():
+    found = json.loads((ROOT / "results" / "steady.json").read_text(encoding="utf-8"))
+    assert [row["how"] for row in found["rows"]] == [how for how, *_ in steady.WAYS]
+    assert all(row["texts_that_differ"] == 0 and row["BLEU"] == found["rows"][0]["BLEU"] for row in found["rows"])
+    assert (found["model"], found["steps"], found["tables"], found["machine"]["dtype"]) == ("mini", 600, 630, "fp32")
+    stated = FINDINGS.split("steady.py")[1].split("What is left")[0]
+    for folder, gpt2 in (("", "with AMX"), ("no-amx/", "with AVX512-BF16")):
+        for name in ("decoding", "decoding-fp32"):
+            report = json.loads((ROOT / "results" / f"{folder}{name}.json").read_text(encoding="utf-8"))
+            assert f"{report['contenders']['finetune, ours']['sentences_per_s']:.1f}" in stated, gpt2
 
 
 @each_model
