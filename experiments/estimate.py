@@ -86,7 +86,7 @@ def measure(settings: Settings) -> Cost:
     per_validation = (time.monotonic() - began) * len(valid) / len(part)
 
     sources = list(group_references(load_split(settings.data, "test")))
-    decodes = replace(settings, dtype=settings.decode_dtype, init_text=None).resolve()
+    decodes = replace(settings, init_text=None).for_decoding()
     model, engine = start_model(decodes)[0].eval(), decodes.engine
     engine.to_device_and_freeze(model.requires_grad_(False))  # as evaluation loads it
     began = time.monotonic()

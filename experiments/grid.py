@@ -105,7 +105,7 @@ def posters(n_words: int) -> list[Cell]:
 
 
 def combinations() -> list[Cell]:
-    """LoRA, the adapter, and each with a prefix, at storage from a prefix's to a tenth of the model.
+    """LoRA, the adapter, and each with a prefix, storing 24,576 to 405,504 numbers of mini.
 
     lora4 has rank 4 on q and v; lora4-wide has it on q, v and both matrices of the MLP.
     """

@@ -11,7 +11,6 @@ separator marks the end of a document, so without tuning it rarely continues abo
 """
 
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import metrics
@@ -29,7 +28,7 @@ def zero_shot(settings: Settings, words: str = "") -> Path:
 
     settings    resolved: model, data, decoding, device, out. The mode must be "finetune", which has no prefix
     """
-    settings = replace(settings, dtype=settings.decode_dtype).resolve()
+    settings = settings.for_decoding()
     folder = Path(settings.out)
     tokenizer = load_tokenizer(settings.model, settings.weights)
     groups = group_references(load_split(settings.data, "test"))

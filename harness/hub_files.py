@@ -114,10 +114,8 @@ def tokenizer_json(vocabulary: Vocabulary) -> dict:
 
 def tokenizer_config(config: GPT2Config | LlamaConfig) -> dict:
     """Which of transformers' classes reads the vocabulary, and the special tokens."""
-    ours = "GPT2Tokenizer" if isinstance(config, GPT2Config) else "PreTrainedTokenizerFast"
-    names = dict.fromkeys(("bos_token", "eos_token", "unk_token"), END)
-    return (
-        {"tokenizer_class": ours, "model_max_length": config.n_positions, "add_prefix_space": False}
-        | names
-        | {"clean_up_tokenization_spaces": False}
-    )
+    reader = "GPT2Tokenizer" if isinstance(config, GPT2Config) else "PreTrainedTokenizerFast"
+    return {
+        "tokenizer_class": reader, "model_max_length": config.n_positions, "bos_token": END, "eos_token": END,
+        "unk_token": END, "add_prefix_space": False, "clean_up_tokenization_spaces": False,
+    }  # fmt: skip

@@ -171,10 +171,8 @@ def lora_from_peft(
             parts[int(layer), name] = A[used].t(), own[:, used].t()
     on = {name for (_, name), (A, _) in parts.items() if A.size(1)} or {name for _, name in parts}
     rank = max(1, *(A.size(1) for A, _ in parts.values()))
-    found, widths = (
-        {},
-        {name: (n_in, n_out // len(names)) for n_in, n_out, names in PROJECTIONS.values() for name in names},
-    )
+    widths = {name: (n_in, n_out // len(names)) for n_in, n_out, names in PROJECTIONS.values() for name in names}
+    found = {}
     for layer in range(config.n_layer):
         for name in (name for name in MATRICES if name in on):
             n_in, n_out = (n * config.n_embd for n in widths[name])

@@ -167,6 +167,10 @@ class Settings:
         """The settings of decoding, by name."""
         return {name: getattr(self, name) for name in SEARCH}
 
+    def for_decoding(self) -> "Settings":
+        """These settings, resolved, computing in decode_dtype whatever training used."""
+        return dataclasses.replace(self, dtype=self.decode_dtype).resolve()
+
     def resolve(self) -> "Settings":
         """Check the numbers and fill in the defaults that depend on the mode. Raises InputError."""
         new = dataclasses.replace(self, mode="+".join(parts_of(self.mode)) or "finetune")

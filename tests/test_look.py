@@ -317,6 +317,8 @@ def test_the_picture_of_mini_shows_what_readme_says_of_it():
         "18",
         "44",
     ]  # % on the prefix
+    on_table = torch.tensor(found["by_layer"])[..., 1:-2].sum(2).mean(1)  # [L]
+    assert sorted(on_table.topk(3).indices.tolist()) == [0, 4, 5]  # the first layer and the last two
     by_head = torch.tensor(found["prefix_by_head"])
     assert (by_head > 0.99).nonzero().tolist() == [[1, 0], [1, 2], [3, 3]]  # counted from 0
     assert "Fallow" not in found["text"] and f"{100 * shares[:, 1 + fields.index('near')].max():.0f}" == "13"
