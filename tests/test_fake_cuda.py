@@ -329,7 +329,9 @@ def test_a_run_is_trained_resumed_and_evaluated_there(run_there, tmp_path, monke
     summary = json.loads((tmp_path / "cuda" / "summary.json").read_text())
     assert summary["machine"]["device"] == "cuda"
     assert (tmp_path / "cuda" / "scores.json").exists()
-    run_there(evaluate.main, "--run", tmp_path / "cuda", "--table", "name : Lotus | food : Indian", "--dtype", "bf16")
+    run_there(
+        evaluate.main, "--run", tmp_path / "cuda", "--table", "name : Lotus | food : Indian", "--decode_dtype", "bf16"
+    )
 
 
 @pytest.mark.slow
@@ -349,7 +351,7 @@ def test_a_shelf_is_filled_and_asked_there(run_there, tmp_path, capsys):
     (tmp_path / "in.txt").write_text("\n".join(requests), encoding="utf-8")
     texts = []
     for device in ("cuda", "cpu"):
-        words = ["--shelf", shelf, "--tables", tmp_path / "in.txt", "--out", tmp_path / device, "--dtype", "fp32"]
+        words = ["--shelf", shelf, "--tables", tmp_path / "in.txt", "--out", tmp_path / device]
         run_there(evaluate.main, *words, "--max_new_tokens", 5, device=device)
         texts.append((tmp_path / device).read_text(encoding="utf-8"))
     assert texts[0] == texts[1]
