@@ -30,8 +30,8 @@ SAMPLES = 3  # of the best texts, and as many of the worst
 SETTINGS = (
     "cell", "seed", "model", "weights", "data", "mode", "prefix_len", "mid_dim", "no_reparam", "init_text", "prompt",
     "lora_on", "lora_rank", "lora_alpha", "lora_dropout", "lora_lr", "adapter_dim", "adapter_scale", "train_examples",
-    "lr", "steps", "batch_size", "warmup_steps", "weight_decay", "label_smoothing", "clip", "dropout", "loss", "keep",
-    "beam_size", "length_norm", "max_new_tokens",
+    "valid_examples", "lr", "steps", "batch_size", "warmup_steps", "weight_decay", "label_smoothing", "clip", "dropout",
+    "loss", "keep", "beam_size", "length_norm", "max_new_tokens",
 )  # fmt: skip
 SCORES = (*metrics.CORPUS_KEYS, "values_said", "values_invented")  # share of the tables' values; values per table
 SIZES = ("parameters_gpt2", "parameters_trained", "parameters_stored", "bytes_on_disk")

@@ -27,7 +27,7 @@ from experiments.estimate import costs_of, from_rows, seconds
 from experiments.grid import PUBLISHED_RATES, SEEDS, Run, check_families, plan
 from experiments.record import data_label, is_recorded, read_runs, record
 from experiments.report import write_report
-from experiments.search import add_common_flags, read_common_flags, read_rates, search
+from experiments.search import STEPS, add_common_flags, read_common_flags, read_rates, search
 from experiments.zero_shot import zero_shot
 from harness.door import set_allocator
 from harness.files import InputError, exit_on_input_error
@@ -92,7 +92,9 @@ def run_all(runs: list[Run], results: Path, names: list[str]) -> dict[str, str]:
     return failed
 
 
-def rates_for(base: dict, results: Path, folder: Path, families: set[str], dry_run: bool) -> dict[str, float]:
+def rates_for(
+    base: dict, results: Path, folder: Path, families: set[str], dry_run: bool, search_steps: int = STEPS
+) -> dict[str, float]:
     """These families' learning rates: an earlier search's, else the papers' for GPT-2's published sizes, else searched.
 
     The result has the others' too, published or found.
@@ -106,9 +108,8 @@ def rates_for(base: dict, results: Path, folder: Path, families: set[str], dry_r
         print("learning rates: to be searched first; the estimate does not include the search")
         return PUBLISHED_RATES | rates
     if not published:
-        rates = search(
-            results, folder / "search", base, families=[name for name in PUBLISHED_RATES if name in families]
-        )
+        needed = [name for name in PUBLISHED_RATES if name in families]
+        rates = search(results, folder / "search", base, search_steps, needed)
     check_families(rates, families, str(results / "search.csv"))
     chosen = ", ".join(f"{family} {rate:g}" for family, rate in rates.items())
     print(f"learning rates, chosen on the validation set: {chosen}")
@@ -140,7 +141,7 @@ def main(argv: list[str] | None = None) -> None:
         names = [run.name for run in everything]
         chosen = {run.name for run in (choose(everything, given.only) if given.only else everything)}
         families = {run.cell.rate for run in everything if run.name in chosen and run.cell.rate}
-        rates = rates_for(base, results, folder, families, given.dry_run)
+        rates = rates_for(base, results, folder, families, given.dry_run, given.search_steps)
         runs = [run for run in plan(base, rates, str(folder), seeds) if run.name in chosen]
         if given.dry_run:
             show(runs, results)

@@ -3,9 +3,10 @@
     python experiments/search.py --model mini --data FOLDER
 
 The paper's rates are for GPT-2 small and larger; a smaller model needs higher rates. One cell represents each family.
-It is trained for part of its steps with neighbouring rates of a ladder, each about 3 times the one below. While the
-best rate is the lowest or the highest tried, the next one beyond it is tried too. The best rate has the lowest
-validation loss (nats per token; that of the best weights if the run keeps those). The test set is not used.
+It is trained for part of its steps with neighbouring rates of a ladder, each about 3 times the one below: first with
+the one nearest to train.py's default for the model, and its two neighbours. While the best rate is the lowest or the
+highest tried, the next one beyond it is tried too. The best rate has the lowest validation loss (nats per token; that
+of the best weights if the run keeps those). The test set is not used.
 
 Writes results/MODEL/search.csv, a row for each rate tried; a family's rows are added when its search is done. Fewer
 steps favour higher rates slightly: the choice holds for the number of steps that the file states.
@@ -13,6 +14,7 @@ steps favour higher rates slightly: the choice holds for the number of steps tha
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -31,7 +33,6 @@ from train import train
 
 ROOT = Path(__file__).resolve().parents[1]
 LADDER = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
-FIRST = (3, 4, 5)  # indices of the rates that are always tried
 REPRESENTATIVE = {
     "prefix": "prefix5", "infix": "infix10", "embedding": "embedding10", "direct": "prefix5-direct",
     "finetune": "finetune", "low-prefix": "low100-prefix", "low-finetune": "low100-finetune", "lora": "lora4",
@@ -39,7 +40,10 @@ REPRESENTATIVE = {
 }  # fmt: skip
 STEPS = 1000
 COLUMNS = ("family", "cell", "data", "lr", "steps", "batch_size", "valid_loss", "chosen")
-BASE_FLAGS = ("model", "weights", "data", "epochs", "max_steps", "max_new_tokens", "device", "dtype")
+BASE_FLAGS = (
+    "model", "weights", "data", "valid_examples", "epochs", "max_steps", "max_new_tokens", "decode_dtype", "device",
+    "dtype",
+)  # fmt: skip
 
 
 def search(
@@ -59,7 +63,7 @@ def search(
     for family in families:
         if family not in read_rates(results, data):
             run = runs[REPRESENTATIVE[family]]
-            losses = climb(partial(try_rate, run))
+            losses = climb(partial(try_rate, run), nearest(default_rate(run)))
             best = min(losses, key=losses.get)
             rows = [{
                 "family": family, "cell": run.cell.name, "data": data, "lr": f"{lr:g}", "steps": run.steps,
@@ -72,10 +76,20 @@ def search(
     return read_rates(results, data)
 
 
-def climb(loss_of: Callable[[float], float]) -> dict[float, float]:
-    """Try the first rates of the ladder, then beyond the end that has the best: rate -> loss (inf: diverged)."""
-    losses = {LADDER[i]: loss_of(LADDER[i]) for i in FIRST}
-    low, high = FIRST[0], FIRST[-1]
+def default_rate(run: Run) -> float:
+    """train.py's default for the run's model and mode."""
+    return replace(run.settings, lr=None).resolve().lr
+
+
+def nearest(lr: float) -> int:
+    """The index of the ladder's rate whose ratio to this one is nearest to 1, and which is not at an end."""
+    return min(range(1, len(LADDER) - 1), key=lambda i: abs(math.log(LADDER[i] / lr)))
+
+
+def climb(loss_of: Callable[[float], float], start: int) -> dict[float, float]:
+    """Try a rate and its neighbours, then beyond the end that has the best: rate -> loss (inf: diverged)."""
+    low, high = start - 1, start + 1
+    losses = {LADDER[i]: loss_of(LADDER[i]) for i in range(low, high + 1)}
     while True:
         best = LADDER.index(min(losses, key=losses.get))
         if best == low and low > 0:
@@ -119,12 +133,17 @@ def read_rates(results: Path, data: str) -> dict[str, float]:
 def add_common_flags(parser: argparse.ArgumentParser) -> None:
     """The flags that the search and the grid share."""
     add_flags(parser, BASE_FLAGS)
+    parser.add_argument(
+        "--search_steps", type=int, default=STEPS, help=f"most steps of a run of the search (default: {STEPS})"
+    )
     parser.add_argument("--out", type=Path, help="folder for the results (default: results/MODEL)")
     parser.add_argument("--runs", type=Path, help="parent of the runs' folders (default: runs/MODEL-grid)")
 
 
 def read_common_flags(given: argparse.Namespace) -> tuple[dict, Path, Path]:
-    """(train.py's flags, folder of the results, parent of the runs' folders)."""
+    """(train.py's flags, folder of the results, parent of the runs' folders). Raises InputError for no step."""
+    if given.search_steps < 1:
+        raise InputError(f"--search_steps {given.search_steps}: must be at least 1")
     base = {name: value for name, value in vars(given).items() if name in BASE_FLAGS}
     name = Path(base.get("model", "gpt2")).resolve().name
     if base.get("weights") == "random":
@@ -139,12 +158,7 @@ def main(argv: list[str] | None = None) -> None:
         allow_abbrev=False, description="Choose the grid's learning rates on the validation set."
     )
     add_common_flags(parser)
-    parser.add_argument(
-        "--search_steps", type=int, default=STEPS, help=f"most steps of a run of the search (default: {STEPS})"
-    )
     given = parser.parse_args(argv)
-    if given.search_steps < 1:
-        raise InputError(f"--search_steps {given.search_steps}: must be at least 1")
     base, results, folder = read_common_flags(given)
     set_allocator(plain=False)
     try:

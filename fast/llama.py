@@ -7,6 +7,8 @@ grouped keys as they are: the H / G query heads of a group are stacked into one 
 Shapes as in llama.py; N real tokens, M scored ones, r = H / G.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -70,8 +72,8 @@ def grouped(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
     (B, H, T, D), G = q.shape, k.size(1)
     q = q.reshape(B, G, -1, D)  # [B, G, r T, D], a group's heads one after the other
     bias = bias.repeat(1, 1, H // G, 1)  # [B or 1, 1, r T, S]
-    y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.expand(B, G, -1, -1))
-    return y.reshape(B, H, T, D)
+    scores = (q / math.sqrt(D)) @ k.transpose(-2, -1) + bias  # [B, G, r T, S]
+    return (F.softmax(scores, dim=-1) @ v).reshape(B, H, T, D)
 
 
 class Packing:

@@ -48,6 +48,10 @@ class Run:
             if s.train_examples > len(train_set):
                 raise InputError(f"--train_examples {s.train_examples}: there are only {len(train_set)}")
             train_set = [train_set[i] for i in epoch_order(len(train_set), s.seed, -1)[: s.train_examples]]
+        if s.valid_examples is not None:
+            if s.valid_examples > len(valid_set):
+                raise InputError(f"--valid_examples {s.valid_examples}: there are only {len(valid_set)}")
+            valid_set = [valid_set[i * len(valid_set) // s.valid_examples] for i in range(s.valid_examples)]
         self.sources = list(dict.fromkeys(example.source for example in valid_set))
 
         self.model, self.prefix = start_model(s)

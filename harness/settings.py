@@ -27,8 +27,9 @@ from weights import load_config
 
 NAMES = (*CONFIGS, *llama.CONFIGS, "mini")  # the models that are not a folder of the user's
 SEARCH = ("beam_size", "length_norm", "max_new_tokens")  # the settings of decoding
-AT_LEAST_1 = ("epochs", "max_steps", "batch_size", "grad_accum", "train_examples", "prefix_len", "mid_dim",
-              "lora_rank", "adapter_dim", "beam_size", "max_new_tokens", "log_every", "checkpoint_every")  # fmt: skip
+AT_LEAST_1 = ("epochs", "max_steps", "batch_size", "grad_accum", "train_examples", "valid_examples", "prefix_len",
+              "mid_dim", "lora_rank", "adapter_dim", "beam_size", "max_new_tokens", "log_every",
+              "checkpoint_every")  # fmt: skip
 AT_LEAST_0 = ("lr", "lora_lr", "clip", "dropout", "lora_dropout", "weight_decay", "label_smoothing", "warmup_steps",
               "valid_every", "seed")  # fmt: skip
 
@@ -74,6 +75,7 @@ class Settings:
         False, "leave out examples longer than the context; in decoding, a text ends where the context ends"
     )
     train_examples: int | None = flag(None, "train on this many examples only, drawn by --seed (low data)", kind=int)
+    valid_examples: int | None = flag(None, "validate on this many examples, evenly spaced (default: all)", kind=int)
     # optimisation: AdamW, linear decay to 0
     lr: float | None = flag(
         None,

@@ -438,7 +438,21 @@ def test_words_in_front_are_the_prefix_that_these_words_are(world, tmp_path):
     "best, first, end", [(1e-3, 3, 6), (1e-4, 1, 6), (1e-2, 3, 8), (0.0, 0, 6), (9.0, 3, len(search.LADDER))]
 )
 def test_the_search_extends_the_end_that_has_the_best_rate(best, first, end):
-    assert sorted(search.climb(lambda lr: abs(lr - best))) == list(search.LADDER[first:end])
+    assert sorted(search.climb(lambda lr: abs(lr - best), start=4)) == list(search.LADDER[first:end])
+
+
+@pytest.mark.parametrize(
+    "model, mode, rate", [("mini", "prefix", 1e-3), ("mini", "lora", 3e-3), ("smollm2", "finetune", 1e-4)]
+)
+def test_the_search_begins_at_the_rate_nearest_to_train_pys_default(model, mode, rate):
+    settings = Settings(model=model, mode=mode, device="cpu", lr=1.0).resolve()
+    run = grid.Run("a run", grid.Cell("a cell", "a cell"), settings, steps=1)
+    assert search.LADDER[search.nearest(search.default_rate(run))] == rate
+
+
+@pytest.mark.parametrize("rate", [1e-9, 1e-5, 0.3, 9.0])
+def test_the_first_rate_of_a_search_has_neighbours(rate):
+    assert 0 < search.nearest(rate) < len(search.LADDER) - 1
 
 
 @pytest.mark.slow
@@ -446,7 +460,6 @@ def test_the_search_takes_the_rate_with_the_lowest_validation_loss_and_continues
     world, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(search, "LADDER", (1e-4, 1e-3, 1e-2, 1e-1))
-    monkeypatch.setattr(search, "FIRST", (1, 2))
     base = {
         "model": str(world / "model"),
         "data": str(world / "data"),
@@ -505,7 +518,7 @@ def test_a_rate_at_which_training_diverges_is_not_chosen(world, tmp_path):
     }
     run = next(run for run in grid.plan(base, grid.PUBLISHED_RATES, str(tmp_path)) if run.cell.name == "finetune")
     assert search.try_rate(run, 1e30) == float("inf")
-    assert search.climb(lambda lr: float("inf") if lr > 5e-4 else 1 / lr).keys() >= {1e-4, 3e-4, 1e-3}
+    assert search.climb(lambda lr: float("inf") if lr > 5e-4 else 1 / lr, start=4).keys() >= {1e-4, 3e-4, 1e-3}
     with pytest.raises(InputError, match="no train data"):
         (tmp_path / "empty").mkdir()
         search.try_rate(
