@@ -46,7 +46,7 @@ class Adapter(OutputHooks):
         return y + (self.scale * F.relu(x @ self.D[layer])) @ self.U[layer]
 
     def hooks(self, model: GPT2) -> list[tuple[nn.Module, OutputHook]]:
-        return [(block.mlp, partial(self.add, layer)) for layer, block in enumerate(model.h)]
+        return [(block.mlp, partial(self.add, layer)) for layer, block in enumerate(model.blocks)]
 
     def tensors(self) -> dict[str, Tensor]:
         """adapter.0.D [C, r], adapter.0.U [r, C], ...: 0 is the layer."""

@@ -57,6 +57,17 @@ class GPT2Config:
         return self.vocab_size - 1
 
     @property
+    def projections(self) -> dict[str, tuple[int, int, tuple[str, ...]]]:
+        """A layer's projections: n_in, n_out, and the matrices in its columns, by the names of lora.py."""
+        C = self.n_embd
+        return {
+            "attn.c_attn": (C, 3 * C, ("q", "k", "v")),
+            "attn.c_proj": (C, C, ("proj",)),
+            "mlp.c_fc": (C, 4 * C, ("fc",)),
+            "mlp.c_proj": (4 * C, C, ("mlp",)),
+        }
+
+    @property
     def shape(self) -> str:
         """The shape that a prefix has to fit, in words."""
         return f"{self.n_layer} layers of {self.n_head} heads and width {self.n_embd}"
@@ -252,7 +263,12 @@ class GPT2(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             return x.to(self.wte.weight.dtype) @ self.wte.weight.t()
 
-    # ------------------------------------------------------------------- what prefix.py asks of a model
+    # ------------------------------------------------------------------- what prefix.py and lora.py ask of a model
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """The layers."""
+        return self.h
 
     @property
     def attentions(self) -> list[Attention]:

@@ -15,8 +15,8 @@ ids t_1 .. t_T as gpt2.py does and differs in four places:
     R           RoPE: at position p, R turns each pair (x_i, x_(i + D/2)) by the angle   Su et al. 2021
                 p / base^(2i/D), so q k^T depends on the distance of two tokens only
 
-The hooks are GPT-2's. `Attention.kv_hook` sees the keys after R, as the cache stores them: what it puts in front is not
-turned, so a learned key has no position of its own and every token sees it unchanged.
+The hooks are GPT-2's three. `Attention.kv_hook` sees the keys after R, as the cache stores them: what it puts in front
+is not turned, so a learned key has no position of its own and every token sees it unchanged.
 
 Parameter names and shapes are those of the hub's checkpoints without `model.`. Left out: dropout, which Llamas are
 trained without; scaled RoPE for longer contexts; a separate output matrix.
@@ -33,7 +33,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gpt2 import GPT2, KVCache, KVHook, causal_mask, join_heads
+from gpt2 import GPT2, KVCache, KVHook, OutputHook, causal_mask, join_heads
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,20 @@ class LlamaConfig:
     @property
     def head_size(self) -> int:
         return self.n_embd // self.n_head
+
+    @property
+    def projections(self) -> dict[str, tuple[int, int, tuple[str, ...]]]:
+        """A layer's projections: n_in, n_out, and the name of its matrix in lora.py."""
+        C, kv_width = self.n_embd, self.n_kv_head * self.head_size
+        return {
+            "self_attn.q_proj": (C, C, ("q",)),
+            "self_attn.k_proj": (C, kv_width, ("k",)),
+            "self_attn.v_proj": (C, kv_width, ("v",)),
+            "self_attn.o_proj": (C, C, ("proj",)),
+            "mlp.gate_proj": (C, self.n_inner, ("gate",)),
+            "mlp.up_proj": (C, self.n_inner, ("fc",)),
+            "mlp.down_proj": (self.n_inner, C, ("mlp",)),
+        }
 
     @property
     def shape(self) -> str:
@@ -80,6 +94,18 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).to(x.dtype)
 
 
+class Projection(nn.Linear):
+    """y = x W^T, W [n_out, n_in]."""
+
+    def __init__(self, n_in: int, n_out: int):
+        super().__init__(n_in, n_out, bias=False)
+        self.output_hook: OutputHook | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)  # [B, T, n_in] -> [B, T, n_out]
+        return y if self.output_hook is None else self.output_hook(x, y)
+
+
 class Attention(nn.Module):
     """Causal self-attention: H query heads, G heads of keys and values."""
 
@@ -87,10 +113,10 @@ class Attention(nn.Module):
         super().__init__()
         self.layer, self.head_size, self.group = layer, config.head_size, config.n_head // config.n_kv_head
         kv_width = config.n_kv_head * config.head_size
-        self.q_proj = nn.Linear(config.n_embd, config.n_embd, bias=False)
-        self.k_proj = nn.Linear(config.n_embd, kv_width, bias=False)
-        self.v_proj = nn.Linear(config.n_embd, kv_width, bias=False)
-        self.o_proj = nn.Linear(config.n_embd, config.n_embd, bias=False)
+        self.q_proj = Projection(config.n_embd, config.n_embd)
+        self.k_proj = Projection(config.n_embd, kv_width)
+        self.v_proj = Projection(config.n_embd, kv_width)
+        self.o_proj = Projection(config.n_embd, config.n_embd)
         # Called once, where a sequence begins, with R k and v [B, G, T, D]; returns the keys and values
         # [B, G, E + T, D] to use instead.
         self.kv_hook: KVHook | None = None
@@ -120,12 +146,14 @@ class MLP(nn.Module):
 
     def __init__(self, config: LlamaConfig):
         super().__init__()
-        self.gate_proj = nn.Linear(config.n_embd, config.n_inner, bias=False)
-        self.up_proj = nn.Linear(config.n_embd, config.n_inner, bias=False)
-        self.down_proj = nn.Linear(config.n_inner, config.n_embd, bias=False)
+        self.gate_proj = Projection(config.n_embd, config.n_inner)
+        self.up_proj = Projection(config.n_embd, config.n_inner)
+        self.down_proj = Projection(config.n_inner, config.n_embd)
+        self.output_hook: OutputHook | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        y = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))  # [B, T, C]
+        return y if self.output_hook is None else self.output_hook(x, y)
 
 
 class Block(nn.Module):
@@ -185,7 +213,12 @@ class Llama(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             return x.to(self.embed_tokens.weight.dtype) @ self.embed_tokens.weight.t()
 
-    # ------------------------------------------------------------------- what prefix.py asks of a model
+    # ------------------------------------------------------------------- what prefix.py and lora.py ask of a model
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """The layers."""
+        return self.layers
 
     @property
     def attentions(self) -> list[Attention]:

@@ -8,9 +8,9 @@ GPT-2 stays frozen. Chosen weight matrices get a learned change of low rank (sec
 B is zero at the start, so training begins at the frozen model; A is uniform in +-1 / sqrt(n_in) (Kaiming's with
 a = sqrt(5)). In training, dropout may act on the x of the change. The matrices of a layer, by the names of --lora_on:
 
-    q k v    attention's queries, keys and values, side by side in c_attn; each has a pair of its own
+    q k v    attention's queries, keys and values, in GPT-2 side by side in c_attn; each has a pair of its own
     proj     attention's output projection
-    fc mlp   the MLP's first matrix and its second
+    fc mlp   the MLP's first matrix and its second; a Llama's MLP has a third, gate
 
 The paper adapts q and v. After training the change can be merged, W' = W + (alpha / r) A B: the model then decodes at
 GPT-2's own speed. Left out: ranks that differ from matrix to matrix, embeddings, biases.
@@ -21,7 +21,7 @@ Use:
         logits = model(tokens)
         lora.merge()                    # the same logits up to rounding; lora.unmerge() gives the weights back
 
-Shapes: C width, n_in and n_out of a matrix, r rank, R the ranks of a projection's pairs together, L layers.
+Shapes: n_in and n_out of a matrix, r rank, R the ranks of a projection's pairs together, L layers.
 """
 
 import math
@@ -37,14 +37,13 @@ from gpt2 import GPT2, GPT2Config, OutputHook
 from harness.files import InputError
 from harness.safetensors import read_safetensors, write_safetensors
 
-# A layer's projections: n_in and n_out in widths C, and the matrices side by side in its columns.
-PROJECTIONS = {
-    "attn.c_attn": (1, 3, ("q", "k", "v")),
-    "attn.c_proj": (1, 1, ("proj",)),
-    "mlp.c_fc": (1, 4, ("fc",)),
-    "mlp.c_proj": (4, 1, ("mlp",)),
-}
-MATRICES = tuple(name for *_, names in PROJECTIONS.values() for name in names)
+
+def matrices_of(config: GPT2Config) -> tuple[str, ...]:
+    """The names of a layer's matrices, in order."""
+    return tuple(name for *_, names in config.projections.values() for name in names)
+
+
+MATRICES = matrices_of(GPT2Config())
 
 
 def start_of(n_in: int, n_out: int) -> nn.Parameter:
@@ -53,19 +52,12 @@ def start_of(n_in: int, n_out: int) -> nn.Parameter:
 
 
 class OutputHooks(nn.Module):
-    """Attaches an `output_hook` to modules of a GPT-2: what LoRA and the adapter (adapter.py) share.
-
-    Raises InputError for a model that is not a GPT-2.
-    """
+    """Attaches an `output_hook` to modules of a GPT-2 or a Llama: what LoRA and the adapter (adapter.py) share."""
 
     mode = ""  # its name in --mode, in files and in messages
 
     def __init__(self, config: GPT2Config):
         super().__init__()
-        if not isinstance(config, GPT2Config):
-            raise InputError(
-                f"{self.mode} is written for GPT-2, not for this model ({config.shape}): use --mode prefix"
-            )
         self.config = config
         self.attached_to: list[GPT2] = []  # a list, because nn.Module would register a model as a part of this one
 
@@ -208,21 +200,21 @@ class LoRA(OutputHooks):
         dropout: float = 0.0,
     ):
         super().__init__(config)
-        if not on or len(set(on)) < len(on) or not set(on) <= set(MATRICES):
-            raise InputError(f"--lora_on {','.join(on)}: name some of {', '.join(MATRICES)}, each once")
+        known = matrices_of(config)
+        if not on or len(set(on)) < len(on) or not set(on) <= set(known):
+            raise InputError(f"--lora_on {','.join(on)}: name some of {', '.join(known)}, each once")
         if not 1 <= rank <= config.n_embd:
             raise InputError(f"--lora_rank {rank}: must be between 1 and the model's width, {config.n_embd}")
         if not 0 < alpha < math.inf:
             raise InputError(f"--lora_alpha {alpha}: must be above 0, or nothing is learned")
-        self.on, self.rank, self.alpha, self.p = tuple(name for name in MATRICES if name in on), rank, alpha, dropout
+        self.on, self.rank, self.alpha, self.p = tuple(name for name in known if name in on), rank, alpha, dropout
         self.dropout = F.dropout  # or a faster function (harness/door.py)
         self.kept: list[Tensor] = []  # while merged: the weights as they were, in the order of `places`
-        C = config.n_embd
         self.layers = nn.ModuleList(
             nn.ModuleDict(
                 {
-                    path.replace(".", "_"): LowRank(n_in * C, n_out * C, names, on, rank)
-                    for path, (n_in, n_out, names) in PROJECTIONS.items()
+                    path.replace(".", "_"): LowRank(n_in, n_out, names, on, rank)
+                    for path, (n_in, n_out, names) in config.projections.items()
                     if set(names) & set(on)
                 }
             )
@@ -241,8 +233,8 @@ class LoRA(OutputHooks):
         """The projections that are adapted, each with its pairs."""
         return [
             (block.get_submodule(path), layer[path.replace(".", "_")])
-            for block, layer in zip(model.h, self.layers)
-            for path in PROJECTIONS
+            for block, layer in zip(model.blocks, self.layers)
+            for path in self.config.projections
             if path.replace(".", "_") in layer
         ]
 
@@ -267,9 +259,9 @@ class LoRA(OutputHooks):
             raise InputError("this lora is merged into its model already: unmerge it first")
         for projection, pairs in self.places(model):
             A, B = pairs.factors()
-            W = projection.weight
+            W, change = projection.weight, self.alpha / self.rank * (A @ B)
             self.kept.append(W.detach().clone())
-            W.copy_(W.float() + self.alpha / self.rank * (A @ B))
+            W.copy_(W.float() + (change.t() if isinstance(projection, nn.Linear) else change))  # W [n_out, n_in] there
             projection.output_hook = None
 
     @torch.no_grad()
@@ -299,5 +291,5 @@ class LoRA(OutputHooks):
 
     @classmethod
     def shaped_like(cls, config: GPT2Config, tensors: dict[str, Tensor], about: dict[str, str]) -> "LoRA":
-        on = tuple(name for name in MATRICES if f"lora.0.{name}.A" in tensors)
+        on = tuple(name for name in matrices_of(config) if f"lora.0.{name}.A" in tensors)
         return cls(config, on, tensors[f"lora.0.{on[0]}.A"].size(1), float(about["lora_alpha"]))

@@ -6,7 +6,8 @@
     ours        peft_type        its tensors
     prefix      PREFIX_TUNING    prompt_embeddings [P, 2 L H D]: our rows as they are
     embedding   PROMPT_TUNING    prompt_embeddings [P, C]: likewise
-    lora        LORA             base_model.model.transformer.h.0.attn.c_attn.lora_A.weight [r, n_in] and so on,
+    lora        LORA             base_model.model.transformer.h.0.attn.c_attn.lora_A.weight [r, n_in] and so on (a
+                                 Llama's: base_model.model.model.layers.0.self_attn.q_proj and so on),
                                  lora_B.weight [n_out, r]; scaled by lora_alpha / r (use_rslora: / sqrt(r))
 
 In the first two the text begins at position P in both libraries. `prefix_projection` concerns training only: what PEFT
@@ -34,14 +35,11 @@ from torch import Tensor, nn
 from gpt2 import CONFIGS, GPT2Config
 from harness.files import InputError, read_text, write_atomic
 from harness.safetensors import read_safetensors, write_safetensors
-from lora import MATRICES, PROJECTIONS, LoRA
+from lora import LoRA, matrices_of
 
 CONFIG, TENSORS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 KINDS = {"PREFIX_TUNING": "prefix", "PROMPT_TUNING": "embedding", "LORA": "lora"}
 HUB = "openai-community/"  # where the published GPT-2s are on the hub
-KEY = re.compile(
-    r"base_model\.model\.(?:transformer\.)?(h\.(\d+)\.({}))\.lora_([AB])\.weight".format("|".join(PROJECTIONS))
-)
 # What the configuration of a LoRA may say; anything else changes what it computes.
 PLAIN_LORA = {
     "use_dora": (None, False), "bias": (None, "none"), "lora_bias": (None, False), "layer_replication": (None, []),
@@ -151,31 +149,31 @@ def lora_from_peft(
     folder: Path, stated: dict, tensors: dict[str, Tensor], config: GPT2Config
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """A LoRA: a pair for each matrix that is changed, all of one rank."""
-    if not isinstance(config, GPT2Config):
-        raise InputError(f"{folder} holds a LoRA, which is written for GPT-2, not for this model ({config.shape})")
     for key, plain in PLAIN_LORA.items():
         if stated.get(key) not in plain:
             raise InputError(f"{folder / CONFIG}: a LoRA with {key} {stated[key]!r} is not read here: use a plain one")
     pairs = pairs_by_place(folder, tensors, config)
     check_layers(folder, stated, pairs, config)
-    scales = {place: scale_of(stated, place, len(A), folder) for place, (A, _) in pairs.items()}
+    scales = {
+        place: scale_of(stated, f"{layers_of(config)[0]}.{place}", len(A), folder) for place, (A, _) in pairs.items()
+    }
     scale = next(iter(scales.values()))
     # What each matrix uses of its projection's pair: the rows of A whose columns in its part of B are not all zero.
     parts = {}  # (layer, matrix) -> A [n_in, r of this one], B [r of this one, n]
     for place, (A, B) in pairs.items():
         _, layer, path = place.split(".", 2)
-        names = PROJECTIONS[path][2]
+        names = config.projections[path][2]
         B = B if scales[place] == scale else B * (scales[place] / scale)
         for name, own in zip(names, B.chunk(len(names))):  # [n, r]
             used = (own != 0).any(0)
             parts[int(layer), name] = A[used].t(), own[:, used].t()
     on = {name for (_, name), (A, _) in parts.items() if A.size(1)} or {name for _, name in parts}
     rank = max(1, *(A.size(1) for A, _ in parts.values()))
-    widths = {name: (n_in, n_out // len(names)) for n_in, n_out, names in PROJECTIONS.values() for name in names}
+    shapes = {name: (n_in, n_out // len(names)) for n_in, n_out, names in config.projections.values() for name in names}
     found = {}
     for layer in range(config.n_layer):
-        for name in (name for name in MATRICES if name in on):
-            n_in, n_out = (n * config.n_embd for n in widths[name])
+        for name in (name for name in matrices_of(config) if name in on):
+            n_in, n_out = shapes[name]
             A, B = parts.get((layer, name), (torch.zeros(n_in, 0), torch.zeros(0, n_out)))
             missing = rank - A.size(1)
             found[f"lora.{layer}.{name}.A"] = F.pad(A, (0, missing)).contiguous()
@@ -185,15 +183,19 @@ def lora_from_peft(
 
 def pairs_by_place(folder: Path, tensors: dict[str, Tensor], config: GPT2Config) -> dict[str, tuple[Tensor, Tensor]]:
     """h.0.attn.c_attn -> A [r, n_in], B [n_out, r]. Raises InputError for other tensors and another model's."""
-    path, C = folder / TENSORS, config.n_embd
+    path = folder / TENSORS
+    root, layers = (re.escape(word) for word in layers_of(config))
+    own = "|".join(map(re.escape, config.projections))
+    form = re.compile(rf"base_model\.model\.(?:{root}\.)?({layers}\.(\d+)\.({own}))\.lora_([AB])\.weight")
     halves: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
-        if not (match := KEY.fullmatch(key)):
-            raise InputError(f"{path} holds {key}, which is not a LoRA of a GPT-2's layers: use another adapter")
+        if not (match := form.fullmatch(key)):
+            raise InputError(
+                f"{path} holds {key}, which is not a LoRA of this model's layers ({config.shape}): use another adapter"
+            )
         place, layer, projection, which = match.groups()
-        n_in, n_out, _ = PROJECTIONS[projection]
-        n = (n_in if which == "A" else n_out) * C
-        dim = 1 if which == "A" else 0
+        n_in, n_out, _ = config.projections[projection]
+        dim, n = (1, n_in) if which == "A" else (0, n_out)
         if int(layer) >= config.n_layer or tensor.dim() != 2 or tensor.size(dim) != n:
             raise InputError(
                 f"{path}: {key} {list(tensor.shape)} does not fit this model of {config.shape}:"
@@ -224,7 +226,7 @@ def scale_of(stated: dict, place: str, rank: int, folder: Path) -> float:
     alpha = stated.get("lora_alpha")
     try:
         for pattern, value in (stated.get("alpha_pattern") or {}).items():
-            if re.fullmatch(rf"(.*\.)?({pattern})", f"transformer.{place}"):
+            if re.fullmatch(rf"(.*\.)?({pattern})", place):
                 alpha = value
                 break
         scale = alpha / (math.sqrt(rank) if stated.get("use_rslora") else rank)
@@ -233,6 +235,11 @@ def scale_of(stated: dict, place: str, rank: int, folder: Path) -> float:
         return scale
     except (TypeError, ValueError, AttributeError, ZeroDivisionError, re.error):
         raise InputError(f"{folder / CONFIG}: its lora_alpha is {alpha!r} for {place}: fetch it again") from None
+
+
+def layers_of(config: GPT2Config) -> tuple[str, str]:
+    """The module that holds a model's layers in transformers, and its name for them."""
+    return ("transformer", "h") if isinstance(config, GPT2Config) else ("model", "layers")
 
 
 # ----------------------------------------------------------------------------- writing
@@ -275,15 +282,20 @@ def lora_to_peft(lora: LoRA) -> tuple[dict, dict[str, Tensor]]:
     tensors, ranks = {}, {}
     with torch.no_grad():
         for layer, projections in enumerate(lora.layers):
-            for path in PROJECTIONS:
+            for path in lora.config.projections:
                 if path.replace(".", "_") in projections:
                     A, B = projections[path.replace(".", "_")].factors()
-                    key = f"base_model.model.transformer.h.{layer}.{path}"
+                    key = f"base_model.model.{'.'.join(layers_of(lora.config))}.{layer}.{path}"
                     tensors[f"{key}.lora_A.weight"] = A.t().float().contiguous()
                     tensors[f"{key}.lora_B.weight"] = B.t().float().contiguous()
                     ranks[path] = A.size(1)
     stated = {"r": lora.rank, "lora_alpha": lora.alpha, "lora_dropout": 0.0, "target_modules": list(ranks)}
-    stated |= {"fan_in_fan_out": True, "bias": "none", "rank_pattern": {}, "alpha_pattern": {}}
+    stated |= {
+        "fan_in_fan_out": isinstance(lora.config, GPT2Config),
+        "bias": "none",
+        "rank_pattern": {},
+        "alpha_pattern": {},
+    }
     for path, rank in ranks.items():
         if rank != lora.rank:  # several pairs in one: alpha / r stays what it is
             stated["rank_pattern"][path] = rank

@@ -55,7 +55,9 @@ class Settings:
     init_text: str | None = flag(
         None, "start from the activations of these words, e.g. 'table-to-text:' (low data)", kind=str
     )
-    lora_on: str | None = flag(None, f"the matrices that LoRA adapts, of {','.join(MATRICES)} (default: q,v)", kind=str)
+    lora_on: str | None = flag(
+        None, f"matrices that LoRA adapts, of {','.join(MATRICES)}; Llama: gate too (default: q,v)", kind=str
+    )
     lora_rank: int | None = flag(None, "r, rank of LoRA's change (default: 4)", kind=int)
     lora_alpha: float | None = flag(None, "LoRA's change is scaled by alpha / r (default: 32)", kind=float)
     lora_dropout: float | None = flag(None, "dropout of the input of LoRA's change (default: 0.1)", kind=float)

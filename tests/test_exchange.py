@@ -159,15 +159,16 @@ def test_peft_generates_our_beams_on_50_prompts(model, twin, prompts, kind, tmp_
     assert len(set(map(tuple, texts))) >= 10 and any(len(ids) < 12 for ids in texts)
 
 
-def test_a_llamas_prefix_gives_the_same_logits_in_peft(tmp_path):
-    model = lively_llama(Llama(TINY))
+@pytest.mark.parametrize("kind", ["prefix", "embedding", "lora"])
+def test_what_a_llama_learned_here_gives_the_same_logits_in_peft(kind, tmp_path):
+    model, part = lively_llama(Llama(TINY)), make(kind, TINY)
     write_hub(tmp_path / "model", model)
-    for kind in ("prefix", "embedding"):
-        part = make(kind, TINY)
-        write_adapter(tmp_path / kind, part, "base")
-        theirs = peft.PeftModel.from_pretrained(hub_model(tmp_path / "model"), tmp_path / kind).eval()
-        with torch.no_grad(), load_prefix(tmp_path / kind, TINY).attached(model):
-            assert_same_logits(model, theirs)
+    write_adapter(tmp_path / kind, part, "base")
+    theirs = peft.PeftModel.from_pretrained(hub_model(tmp_path / "model"), tmp_path / kind).eval()
+    back = load_prefix(tmp_path / kind, TINY) if kind != "lora" else read_lora(TINY, tmp_path / kind)
+    with torch.no_grad(), back.attached(model):
+        assert_same_logits(model, theirs)
+    assert all(torch.equal(tensor, back.tensors()[name]) for name, tensor in part.tensors().items())
 
 
 # ----------------------------------------------------------------------------- from peft to here
@@ -185,6 +186,11 @@ def learn_with_peft(model, config, folder, steps: int = 3, vocabulary: int = 400
         optimizer.step()
     model.eval().save_pretrained(folder)
     return model
+
+
+def read_lora(config, folder) -> LoRA:
+    """The LoRA of peft's folder."""
+    return LoRA.of_tensors(config, *read_learned(folder, config), folder)
 
 
 PROMPTS = {
@@ -220,16 +226,31 @@ def test_what_peft_learned_gives_the_same_logits_and_beams_here(model, twin, pro
 def test_pefts_lora_gives_the_same_logits_here(model, twin, kind, tmp_path):
     config = peft.LoraConfig(task_type="CAUSAL_LM", fan_in_fan_out=True, **LORAS[kind])
     theirs = learn_with_peft(twin, config, tmp_path)
-    lora = LoRA.of_tensors(model.config, *read_learned(tmp_path, model.config), tmp_path)
+    lora = read_lora(model.config, tmp_path)
     with lora.attached(model):
         assert_same_logits(model, theirs)
         changed = model(torch.arange(9)[None])
     assert (changed - model(torch.arange(9)[None])).abs().max() > 0.01
 
 
+def test_a_llamas_lora_of_pefts_gives_the_same_logits_here(tmp_path):
+    """Scales differ from module to module, by a pattern with the layer's number in it."""
+    model = lively_llama(Llama(TINY)).requires_grad_(False)
+    write_hub(tmp_path / "model", model)
+    config = peft.LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj", "v_proj", "gate_proj", "down_proj"], r=3,
+                             lora_alpha=6, alpha_pattern={r"layers\.1\.mlp\.gate_proj": 2})  # fmt: skip
+    theirs = learn_with_peft(hub_model(tmp_path / "model"), config, tmp_path / "lora")
+    lora = read_lora(TINY, tmp_path / "lora")
+    assert lora.on == ("q", "v", "gate", "mlp")
+    plain = model(torch.arange(9)[None])
+    with lora.attached(model):
+        assert_same_logits(model, theirs)
+        assert (model(torch.arange(9)[None]) - plain).abs().max() > 0.01
+
+
 def test_a_lora_that_was_not_trained_changes_nothing(model, twin, tmp_path):
     peft.get_peft_model(twin, peft.LoraConfig(target_modules=["c_fc"], fan_in_fan_out=True)).save_pretrained(tmp_path)
-    lora = LoRA.of_tensors(model.config, *read_learned(tmp_path, model.config), tmp_path)
+    lora = read_lora(model.config, tmp_path)
     assert lora.on == ("fc",) and not any(t.any() for name, t in lora.tensors().items() if name.endswith("B"))
 
 
@@ -526,7 +547,7 @@ DAMAGE = {
     "another projection": (
         "lora",
         lambda f: change_tensors(f, lambda t: {key.replace("c_attn", "q_proj"): x for key, x in t.items()}),
-        "is not a LoRA of a GPT-2's layers",
+        "is not a LoRA of this model's layers",
     ),
     "half a pair": (
         "lora",
@@ -567,9 +588,9 @@ def test_an_adapter_of_an_unknown_model_needs_model_and_one_of_another_size_is_r
         assert "use the model it was trained with" in message
 
 
-def test_a_lora_folder_is_no_prefix_and_a_llama_has_no_lora(model, tmp_path):
+def test_a_lora_folder_is_no_prefix_and_a_gpt2s_is_not_a_llamas(model, tmp_path):
     write_adapter(tmp_path, make("lora", model.config), "base")
     with pytest.raises(InputError, match="does not hold a prefix .its mode is 'lora'"):
         load_prefix(tmp_path, model.config)
-    with pytest.raises(InputError, match="LoRA, which is written for GPT-2, not for this model"):
+    with pytest.raises(InputError, match="which is not a LoRA of this model's layers .2 Llama layers"):
         read_learned(tmp_path, TINY)

@@ -5,14 +5,17 @@ import dataclasses
 import math
 from contextlib import nullcontext
 
+import peft
 import pytest
 import torch
 import torch.nn.functional as F
 from test_gguf import real as real
+from test_lora import trained as trained_part
 from tiny import tables, write_data
 from tiny_llama import TINY, lively, twin, write_gguf, write_hub
 
 import train as train_module
+from adapter import Adapter
 from beam import NextWords, beam_search
 from e2e_data import Encoded, collate, encode, encode_prompt, epoch_order, load_split, load_tokenizer, scored_tokens
 from evaluate import evaluate_run, generate, newline_tokens
@@ -23,6 +26,7 @@ from harness.loop import validation_loss
 from harness.runs import load_run, start_model
 from harness.settings import Settings
 from llama import CONFIGS, Llama, LlamaConfig
+from lora import LoRA, matrices_of
 from prefix import MODES, Embedding, Infix, Prefix, keys_values, load_prefix
 from train import summed_loss, update
 from weights import load_gpt2, load_model
@@ -231,6 +235,80 @@ def test_keys_values_leaves_a_models_hooks_as_they_were(model):
     assert [attn.kv_hook for attn in model.attentions] == hooks and prefix.attached_to == [model]
 
 
+# ----------------------------------------------------------------------------- LoRA and the adapter
+
+
+def with_pefts_lora(model, lora):
+    """transformers' twin with peft's LoRA of our numbers, and (layer, matrix) -> our A and B, its lora_A and lora_B."""
+    targets = [path.split(".")[1] for path, (_, _, (name,)) in CONFIG.projections.items() if name in lora.on]
+    theirs = peft.get_peft_model(
+        twin(model), peft.LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=targets)
+    )
+    layers, pairs = theirs.get_base_model().model.layers, {}
+    with torch.no_grad():
+        for layer, projections in enumerate(lora.layers):
+            for path, (_, _, (name,)) in CONFIG.projections.items():
+                if name in lora.on:
+                    own, place = projections[path.replace(".", "_")], layers[layer].get_submodule(path)
+                    pair = place.lora_A["default"].weight, place.lora_B["default"].weight
+                    pair[0].copy_(own.A[name].t())
+                    pair[1].copy_(own.B[name].t())
+                    pairs[layer, name] = own.A[name], own.B[name], *pair
+    return theirs, pairs
+
+
+@pytest.mark.parametrize("with_prefix", [False, True], ids=["lora", "prefix+lora"])
+@pytest.mark.parametrize("on", [("q", "v"), matrices_of(CONFIG)], ids=",".join)
+def test_loras_logits_and_gradients_equal_pefts(model, tokens, on, with_prefix):
+    lora = trained_part(LoRA(CONFIG, on, rank=3, alpha=6.0)).attach(model)
+    prefix = Prefix(CONFIG, 6, 16).attach(model) if with_prefix else None
+    theirs, pairs = with_pefts_lora(model, lora)
+    assert len(pairs) == 3 * len(on)
+    ours = model(tokens)
+    weights = torch.randn(ours.shape, generator=torch.Generator().manual_seed(1))
+    (ours * weights).sum().backward()
+    past = {"past_key_values": as_past(prefix.activations(model).detach(), batch=2)} if with_prefix else {}
+    expected = theirs(tokens, **past).logits
+    (expected * weights).sum().backward()
+    torch.testing.assert_close(ours, expected, atol=1e-4, rtol=0)
+    for place, (A, B, lora_A, lora_B) in pairs.items():
+        for gradient, other in ((A.grad, lora_A.grad), (B.grad, lora_B.grad)):
+            assert gradient.abs().max() > 1e-3
+            torch.testing.assert_close(gradient, other.t(), atol=2e-3, rtol=1e-4, msg=str(place))
+
+
+@torch.no_grad()
+def test_a_lora_is_merged_and_unmerged_to_the_bit(model, tokens):
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    plain = model(tokens)
+    lora = LoRA(CONFIG, matrices_of(CONFIG), rank=3, alpha=6.0).attach(model)
+    assert torch.equal(model(tokens), plain)  # B = 0
+    attached = (trained_part(lora), model(tokens))[1]
+    lora.merge()
+    assert (model(tokens) - attached).abs().max() < 1e-5 * attached.abs().max() and (attached - plain).abs().max() > 0.1
+    lora.unmerge()
+    assert torch.equal(model(tokens), attached)
+    lora.detach()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+@torch.no_grad()
+def test_the_adapter_stands_beside_the_mlp(model):
+    adapter, mlp = trained_part(Adapter(CONFIG, dim=5, scale=3.0)).attach(model), model.layers[1].mlp
+    x, D, U = torch.randn(2, 4, CONFIG.n_embd), *(adapter.tensors()[f"adapter.1.{name}"] for name in "DU")
+    ours = mlp(x)
+    adapter.detach()
+    torch.testing.assert_close(ours, mlp(x) + 3.0 * torch.relu(x @ D) @ U, atol=1e-5, rtol=0)
+
+
+def test_gpt2_has_no_gate_and_a_llama_has():
+    assert matrices_of(CONFIG) == ("q", "k", "v", "proj", "gate", "fc", "mlp")
+    with pytest.raises(InputError, match="--lora_on gate: name some of q, k, v, proj, fc, mlp, each once"):
+        LoRA(GPT2Config(), ("gate",))
+    with pytest.raises(InputError, match="--lora_on c_attn: name some of q, k, v, proj, gate, fc, mlp, each once"):
+        LoRA(CONFIG, ("c_attn",))
+
+
 # ----------------------------------------------------------------------------- training and decoding
 
 
@@ -360,9 +438,9 @@ def test_both_paths_and_other_batches_find_the_same_token_ids(trained, mode):
         assert search(few, 5, "fast", max_new_tokens=30) == expected
 
 
-@pytest.mark.parametrize("mode", [*MODES, "finetune"])
+@pytest.mark.parametrize("mode", [*MODES, "finetune", "prefix+lora+adapter"])
 def test_a_whole_run_trains_resumes_decodes_and_is_loaded_again(settings, mode, monkeypatch):
-    s = settings(mode=mode, prefix_len=None if mode == "finetune" else 4)
+    s = settings(mode=mode, prefix_len=None if mode == "finetune" else 4, lora_on="q,gate" if "lora" in mode else None)
     with monkeypatch.context() as patch:  # the run is killed in its fourth step
         patch.setattr(train_module, "update", lambda *args: 1 / 0 if patch.counts() == 3 else patch.real(*args))
         patch.real, seen = update, []
@@ -399,12 +477,16 @@ def test_the_plain_path_and_the_fast_one_give_the_same_run(settings, tmp_path):
 
 
 @pytest.mark.parametrize("dtype, bound", [("fp32", 1e-5), ("bf16", 0.03)])
-@pytest.mark.parametrize("mode", [*MODES, "finetune"])
+@pytest.mark.parametrize("mode", [*MODES, "finetune", "lora", "adapter"])
 def test_losses_and_gradients_of_the_fast_path_are_the_plain_ones(mode, dtype, bound):
     model = lively(Llama(TINY)).requires_grad_(mode == "finetune")
     torch.manual_seed(0)
-    prefix = None if mode == "finetune" else MODES[mode](TINY, 5, mid_dim=8).attach(model)
-    learned = prefix or model
+    parts = {
+        "lora": lambda: trained_part(LoRA(TINY, matrices_of(TINY))),
+        "adapter": lambda: trained_part(Adapter(TINY)),
+    }
+    parts |= {name: lambda: MODES[mode](TINY, 5, mid_dim=8) for name in MODES}
+    learned = model if mode == "finetune" else parts[mode]().attach(model)
     draw = lambda n: [*torch.randint(1, 400, (n - 1,)).tolist(), 0]
     examples = [Encoded(draw(a) + draw(b), a) for a, b in ((30, 25), (5, 9), (17, 2), (12, 40))]
     batch, found = collate(examples, 0), []

@@ -16,7 +16,6 @@ from test_prefix import CONFIG, as_past
 from tiny import lively
 
 import fast
-import llama
 import train
 from adapter import Adapter
 from e2e_data import collate, encode, load_tokenizer
@@ -538,9 +537,7 @@ def test_a_file_of_another_mixture_or_model_is_refused(settings, world, tmp_path
             load_parts(tmp_path / "bad.safetensors", config, "prefix+lora")
 
 
-def test_a_llama_and_a_shelf_refuse_them(settings, tmp_path):
-    with pytest.raises(InputError, match="lora is written for GPT-2"):
-        LoRA(llama.CONFIGS["smollm2"])
+def test_a_shelf_refuses_them(settings, tmp_path):
     folder = train.train(settings("prefix+lora", max_steps=2))
     with pytest.raises(InputError, match="--task with --mode prefix.lora: a shelf holds prefixes only"):
         shelves.put(folder, "e2e", str(tmp_path / "shelf"))
