@@ -25,14 +25,17 @@ sys.path.insert(0, str(ROOT))
 
 import torch
 
-from e2e_data import Encoded  # found through the line above, as are the next ones
+import llama  # found through the line above, as are the next ones
+from e2e_data import Encoded
 from gpt2 import CONFIGS, GPT2
 from harness.files import InputError
 from harness.machine import describe_machine
 from harness.settings import Settings
+from llama import Llama
 from prefix import Prefix
 
 PACKAGES = ("transformers", "peft")
+NAMED = (*CONFIGS, *llama.CONFIGS)  # the models that are measured with random weights
 
 
 # ----------------------------------------------------------------------------- a contender and its rounds
@@ -141,12 +144,24 @@ def check_peers() -> None:
         )
 
 
-def transformers_gpt2(model: GPT2, dropout: float = 0.0):
-    """transformers' GPT-2 with our weights: the same tensors, in fp32. All else is the library's default."""
+def transformers_twin(model: GPT2 | Llama, dropout: float = 0.0):
+    """transformers' model with our weights: the same tensors, in fp32. All else is the library's default."""
     import transformers
 
     transformers.logging.set_verbosity_error()
     c = model.config
+    if isinstance(model, Llama):
+        config = transformers.LlamaConfig(
+            num_hidden_layers=c.n_layer, num_attention_heads=c.n_head, num_key_value_heads=c.n_kv_head,
+            hidden_size=c.n_embd, intermediate_size=c.n_inner, max_position_embeddings=c.n_positions,
+            vocab_size=c.vocab_size, rms_norm_eps=c.eps, tie_word_embeddings=True, pad_token_id=None,
+            rope_parameters={"rope_type": "default", "rope_theta": c.rope_base}, bos_token_id=c.end_token,
+            eos_token_id=c.end_token,
+        )  # fmt: skip
+        twin = transformers.LlamaForCausalLM(config)  # not on "meta": it computes RoPE's frequencies
+        twin.model.load_state_dict(model.state_dict(), assign=True)
+        twin.tie_weights()
+        return twin
     config = transformers.GPT2Config(
         n_layer=c.n_layer,
         n_head=c.n_head,
@@ -167,9 +182,10 @@ def transformers_gpt2(model: GPT2, dropout: float = 0.0):
 
 
 def peft_prefix(twin, prefix: Prefix, mid_dim: int):
-    """peft's PrefixTuningConfig around transformers' GPT-2, with our prefix's initial numbers.
+    """peft's PrefixTuningConfig around transformers' model, with our prefix's initial numbers.
 
     mid_dim    > 0: for training, P' and the same MLP; 0: for decoding, the MLP's output
+    Of a Llama, peft's P' has the width of a token's keys; here it gets the width C, as ours, and the MLP with it.
     """
     import peft
 
@@ -178,6 +194,9 @@ def peft_prefix(twin, prefix: Prefix, mid_dim: int):
     with warnings.catch_warnings(action="ignore", category=FutureWarning):  # one library's about the other
         twin = peft.get_peft_model(twin, config)
     encoder, rows = twin.prompt_encoder["default"], prefix.rows
+    if mid_dim and encoder.embedding.weight.shape != rows.p_prime.shape:
+        encoder.embedding = torch.nn.Embedding(*rows.p_prime.shape)
+        encoder.transform[0] = torch.nn.Linear(rows.p_prime.size(1), mid_dim)
     with torch.no_grad():
         encoder.embedding.weight.copy_(rows.p_prime if mid_dim else rows())
         if mid_dim:
@@ -186,12 +205,15 @@ def peft_prefix(twin, prefix: Prefix, mid_dim: int):
 
 
 def peft_lora(twin, settings: Settings):
-    """peft's LoraConfig on transformers' c_attn: a pair for q, k and v together, with its own initial numbers."""
+    """peft's LoraConfig with its own initial numbers: on GPT-2's c_attn, a pair for q, k and v together; on a Llama's
+    q_proj and v_proj."""
     import peft
 
+    is_llama = twin.config.model_type == "llama"
     config = peft.LoraConfig(
         task_type="CAUSAL_LM", r=settings.lora_rank, lora_alpha=settings.lora_alpha,
-        lora_dropout=settings.lora_dropout, target_modules=["c_attn"], fan_in_fan_out=True,
+        lora_dropout=settings.lora_dropout, target_modules=["q_proj", "v_proj"] if is_llama else ["c_attn"],
+        fan_in_fan_out=not is_llama,
     )  # fmt: skip
     with warnings.catch_warnings(action="ignore"):  # the libraries' about each other
         return peft.get_peft_model(twin, config)
@@ -244,7 +266,7 @@ def random_tokens(rng: random.Random, n: int, vocab_size: int) -> list[int]:
 
 def weights_of(model: str) -> str | None:
     """Settings.weights: random for the published sizes, since speed does not depend on them; a folder has its own."""
-    return "random" if model in CONFIGS else None
+    return "random" if model in NAMED else None
 
 
 def describe(script: str, settings: Settings, data: str | None) -> dict:

@@ -49,7 +49,7 @@ from contenders import (
     show_head,
     show_ratios,
     spread,
-    transformers_gpt2,
+    transformers_twin,
     weights_of,
 )  # the first import of all: it makes the project's own files importable
 
@@ -208,7 +208,7 @@ class Peer:
 
     def __init__(self, run: Path, device: str, dtype: str):
         settings, model = load_run(run, device="cpu", dtype="fp32")  # for its weights
-        self.model, self.device, self.end = transformers_gpt2(model), device, model.config.vocab_size - 1
+        self.model, self.device, self.end = transformers_twin(model), device, model.config.vocab_size - 1
         if dtype == "bf16":
             self.model.to(torch.bfloat16)
         if not settings.finetunes:

@@ -3,22 +3,24 @@
     python benchmarks/training.py                    prefix and fine-tuning, GPT-2 small with random weights
     python benchmarks/training.py --dtype fp32       in single precision
     python benchmarks/training.py --modes prefix lora prefix+lora
+    python benchmarks/training.py --model smollm2    SmolLM2-135M, a Llama
     python benchmarks/training.py --scaling          also how cost grows with prefix_len, batch_size and model
     python benchmarks/training.py --long             more and longer rounds
 
-Ours is `train.update` on the fast path. The peer is the plain loop that users of these libraries write:
-GPT2LMHeadModel, in prefix mode inside peft's PrefixTuningConfig(prefix_projection=True), padded batches with an
-attention mask, labels of -100 on prompt and padding, torch.autocast for bf16, loss.backward(), clip_grad_norm_,
-optimizer.step().
+Ours is `train.update` on the fast path. The peer is the plain loop that users of these libraries write: GPT2LMHeadModel
+(LlamaForCausalLM for smollm2), in prefix mode inside peft's PrefixTuningConfig(prefix_projection=True), padded batches
+with an attention mask, labels of -100 on prompt and padding, torch.autocast for bf16, loss.backward(),
+clip_grad_norm_, optimizer.step().
 
 Equal on both sides: the initial weights (random: speed does not depend on them), the batches of 10 and their order, the
 dtype, the loss (the mean over a batch's target tokens), PyTorch's fused AdamW with the same settings, gradient norm
 clipped at 1, GPT-2's dropout (0 with a prefix, 0.1 in fine-tuning), and with a prefix the MLP: Linear(C, 512), tanh,
 Linear(512, 2 L C) on embeddings of width C. Hence the losses are equal too; those of the first batch are printed.
 
-With lora the peer is peft's LoraConfig on c_attn with the same rank, alpha and dropout: one pair for q, k and v, as its
-users have it, where ours has a pair for q and one for v. Both begin at the frozen model, so the first loss is equal and
-later ones are not. peft cannot train a prefix and a LoRA together: prefix+lora is compared with its LoRA.
+With lora the peer is peft's LoraConfig with the same rank, alpha and dropout. On a Llama it is on q_proj and v_proj. On
+GPT-2 it is on c_attn, as its users have it: one pair for q, k and v, where ours has a pair for q and one for v. Both
+begin at the frozen model, so the first loss is equal and later ones are not. peft cannot train a prefix and a LoRA
+together: prefix+lora is compared with its LoRA.
 
 Different:
 * peft runs the MLP once per sentence of a batch, in bf16; ours runs it once per batch, in fp32.
@@ -41,6 +43,7 @@ from pathlib import Path
 import torch
 
 from contenders import (
+    NAMED,
     ROOT,
     Contender,
     check_peers,
@@ -53,7 +56,7 @@ from contenders import (
     show_head,
     show_ratios,
     spread,
-    transformers_gpt2,
+    transformers_twin,
     weights_of,
 )  # the first import of all: it makes the project's own files importable
 
@@ -79,7 +82,7 @@ def main() -> None:
         allow_abbrev=False, description="Compare training speed with transformers and peft."
     )
     parser.add_argument(
-        "--model", default="gpt2", help=f"{', '.join(CONFIGS)}, with random weights, or a folder (default: gpt2)"
+        "--model", default="gpt2", help=f"{', '.join(NAMED)}, with random weights, or a folder (default: gpt2)"
     )
     parser.add_argument(
         "--modes", nargs="+", default=["prefix", "finetune"], choices=MODES, help="(default: prefix finetune)"
@@ -177,12 +180,12 @@ class Ours:
     def __init__(self, settings: Settings):
         set_allocator(plain=False)
         self.settings, engine = settings, settings.engine
-        self.loss_of = engine.in_precision(engine.choose(summed_loss))
-        self.clip = engine.choose(clip_gradients)
         self.model, prefix = start_model(settings)
+        self.loss_of = engine.in_precision(engine.choose(summed_loss, self.model))
+        self.clip = engine.choose(clip_gradients)
         self.learned = self.model if prefix is None else prefix
         self.optimizer = adamw(self.learned.parameters(), settings.lr, settings.weight_decay)
-        self.pad = self.model.config.vocab_size - 1
+        self.pad = self.model.config.end_token
 
     def loss(self, examples: list[Encoded]) -> float:
         """Nats a target token, without dropout."""
@@ -210,8 +213,8 @@ class Peer:
     def __init__(self, settings: Settings):
         self.settings = settings
         model, prefix = start_model(dataclasses.replace(settings, device="cpu", dtype="fp32"))  # for its weights
-        self.pad = model.config.vocab_size - 1
-        self.model = transformers_gpt2(model, settings.dropout)
+        self.pad = model.config.end_token
+        self.model = transformers_twin(model, settings.dropout)
         self.options = {"use_cache": False}  # as its Trainer sets it; a prefix enters through the cache
         if settings.adapts:
             self.model = peft_lora(self.model, settings)

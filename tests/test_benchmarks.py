@@ -21,17 +21,20 @@ import scorer
 import training
 import where_time_goes
 from tiny import write_data, write_model
+from tiny_llama import TINY, lively, write_hub
 
 from harness.files import InputError
 from harness.settings import Settings
+from llama import Llama
 from weights import load_config
 
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
-    """A folder with data and a tiny model, whose context holds E2E's lengths and a prefix of 200."""
+    """A folder with data, a tiny model whose context holds E2E's lengths and a prefix of 200, and a tiny Llama."""
     folder = tmp_path_factory.mktemp("small")
     write_model(folder / "model", n_positions=400)
+    write_hub(folder / "llama", lively(Llama(TINY)))
     write_data(folder / "data")
     return folder
 
@@ -113,12 +116,13 @@ def test_training_beside_the_peer_gives_the_same_losses_and_consistent_ratios(sm
     assert "differ" not in printed
 
 
+@pytest.mark.parametrize("model", ["model", "llama"])
 @pytest.mark.parametrize("mode", ["prefix", "finetune"])
-def test_both_sides_train_the_same_step_by_step(small, mode):
+def test_both_sides_train_the_same_step_by_step(small, mode, model):
     """With a learning rate at which every step changes the loss: optimisers, clipping and gradients agree too."""
     equal = {"dropout": 0.0, "lr": 1e-2, "loss": "token", "device": "cpu", "dtype": "fp32", "mid_dim": 32}
-    settings = Settings(mode=mode, model=str(small / "model"), **equal).resolve()
-    examples = contenders.examples_like_e2e(10, 401)
+    settings = Settings(mode=mode, model=str(small / model), **equal).resolve()
+    examples = contenders.examples_like_e2e(10, load_config(settings.model).vocab_size)
     ours, peer = training.Ours(settings), training.Peer(settings)
     assert ours.loss(examples) == pytest.approx(peer.loss(examples), abs=1e-4)
     losses = ours.train([examples] * 6)
@@ -126,10 +130,11 @@ def test_both_sides_train_the_same_step_by_step(small, mode):
     assert losses[-1] < losses[0] - 0.05
 
 
-def test_lora_begins_at_the_peers_loss_and_both_sides_learn(small):
+@pytest.mark.parametrize("model", ["model", "llama"])
+def test_lora_begins_at_the_peers_loss_and_both_sides_learn(small, model):
     same = {"lr": 1e-2, "loss": "token", "device": "cpu", "dtype": "fp32", "label_smoothing": 0.0, "lora_dropout": 0.0}
-    settings = Settings(mode="lora", model=str(small / "model"), **same).resolve()
-    examples = contenders.examples_like_e2e(10, 401)
+    settings = Settings(mode="lora", model=str(small / model), **same).resolve()
+    examples = contenders.examples_like_e2e(10, load_config(settings.model).vocab_size)
     ours, peer = training.Ours(settings), training.Peer(settings)
     assert ours.loss(examples) == pytest.approx(peer.loss(examples), abs=1e-4)
     for side in (ours, peer):
