@@ -41,6 +41,15 @@ ALIKE = {"batch_size": 10, "warmup_steps": 0, "weight_decay": 0.0, "label_smooth
 
 WIDE = {"lora_on": "q,v,fc,mlp"}
 
+# A CPU trains one step of a model of GPT-2 small's size in seconds. Such a model's grid is a part of the whole: the
+# cells, each with its number of seeds, the most wanted first.
+PARTIAL = {
+    "smollm2": {
+        "finetune": 2, "prefix5": 2, "lora4": 1, "prefix10": 1, "prefix1": 1, "embedding10": 1, "infix10": 1,
+        "prefix5-lora4": 1, "prefix20": 1, "prefix3": 1, "low500-prefix": 3, "low500-finetune": 3,
+    },
+}  # fmt: skip
+
 # Published BLEU of a cell: the poster's (the size is not stated; GPT-2 small by inference), the paper's (GPT-2 medium).
 BLEU_ELSEWHERE = {
     "prefix1": "59.5 (poster)", "prefix3": "65.6 (poster)", "prefix5": "68.5 (poster), 70.3 (paper, medium)",
@@ -64,9 +73,15 @@ class Cell:
     all_seeds: bool = False  # one run per seed; otherwise the first seed only
 
 
-def grid(n_words: int) -> list[Cell]:
-    """All cells. n_words: the number of tokens in WORDS."""
-    return posters(n_words) + combinations()
+def grid(n_words: int, model: str = "") -> list[Cell]:
+    """All cells, or those of a model with a grid of its own. n_words: the number of tokens in WORDS."""
+    cells = {cell.name: cell for cell in posters(n_words) + combinations()}
+    return [cells[name] for name in PARTIAL.get(model, cells)]
+
+
+def seeds_of(cell: Cell, model: str, seeds: tuple[int, ...] = SEEDS) -> tuple[int, ...]:
+    """The seeds that a cell runs with: all or the first, or as many as the model's own grid says."""
+    return seeds[: PARTIAL.get(model, {}).get(cell.name, len(seeds) if cell.all_seeds else 1)]
 
 
 def posters(n_words: int) -> list[Cell]:
@@ -152,8 +167,8 @@ def plan(base: dict, rates: dict[str, float], folder: str, seeds: tuple[int, ...
     n_train = len(load_split(given.data, "train"))
     n_words = len(init_tokens(replace(given, init_text=WORDS)))
     runs = []
-    for cell in grid(n_words):
-        for seed in seeds if cell.all_seeds else seeds[:1]:
+    for cell in grid(n_words, given.model):
+        for seed in seeds_of(cell, given.model, seeds):
             name = f"{cell.name}-seed{seed}" if cell.rate else cell.name
             if cell.rate is None:  # only the decoding settings matter; mode "finetune" has no prefix
                 settings, steps = replace(given, mode="finetune", seed=seed, out=f"{folder}/{name}").resolve(), 0

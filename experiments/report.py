@@ -7,7 +7,7 @@ Writes table.md (the poster's table, then every cell), samples.md (sentences wit
 figures/*.svg and *.png. The same results give the same bytes. --readme updates the generated tables of documents:
 
     <!-- results:MODEL --> ... <!-- /results:MODEL -->    the main table of results/MODEL
-    <!-- results:front --> ... <!-- /results:front -->    the front page's rows: mini, the paper, the poster
+    <!-- results:front --> ... <!-- /results:front -->    the front page's rows: two models, the paper, the poster
 
 Tests compare these tables with runs.csv (`readme_problems`).
 """
@@ -38,7 +38,8 @@ SECTIONS = {
     "Nothing trained": ("zeroshot", "prompt"),
     "LoRA and adapters, alone and with a prefix": tuple(cell.name for cell in combinations()),
 }  # fmt: skip
-FRONT, FRONT_MODEL = "front", "mini"  # the front page's table, and the results that its first rows come from
+FRONT = "front"  # the front page's table
+FRONT_MODELS = {"smollm2": "SmolLM2-135M", "mini": "mini"}  # the results that its first rows come from, and their names
 FRONT_OURS = ("prefix5", "finetune")
 FRONT_PUBLISHED = (
     "GPT-2 medium, prefix 0.1 % (Li & Liang 2021)",
@@ -98,16 +99,17 @@ def main_table(cells: dict[str, Summary]) -> str:
     return markdown([head, "stored", *(HEADINGS[c] for c in columns)], rows) + "\n" + notes(cells)
 
 
-def front_table(cells: dict[str, Summary]) -> str:
-    """The front page's table: a prefix and fine-tuning, of mini, of the paper and of the poster.
+def front_table(root: Path) -> str:
+    """The front page's table: a prefix and fine-tuning, of our models, of the paper and of the poster.
 
+    root   the parent of the models' results
     NIST is the scorer's Python variant, in the poster's rows the Perl one: the poster reports no other.
     """
-    columns = ("BLEU", "NIST", "METEOR", "ROUGE_L", "CIDEr")
-    rows = [
-        [f"{FRONT_MODEL}: {cells[name].label}", *(score_text(cells[name], column) for column in columns)]
-        for name in FRONT_OURS
-    ]
+    columns, rows = ("BLEU", "NIST", "METEOR", "ROUGE_L", "CIDEr"), []
+    for model, title in FRONT_MODELS.items():
+        cells = summarise(root / model)
+        for cell in (cells[name] for name in FRONT_OURS if name in cells):
+            rows.append([f"{title}: {cell.label}", *(score_text(cell, column) for column in columns)])
     for name in FRONT_PUBLISHED:
         scores = {"NIST": PUBLISHED[name].get("NIST_perl")} | PUBLISHED[name]
         rows.append([f"*{name}*", *(f"{scores[c]:.{1 if c in PERCENT else 2}f}" for c in columns)])
@@ -139,8 +141,10 @@ def notes(cells: dict[str, Summary]) -> str:
 
 def not_run(cells: dict[str, Summary], names: Iterable[str]) -> str:
     """A sentence that names the missing cells; "" if none is missing, or of an experiment none was run."""
+    model = next(iter(cells.values())).first["model"]
     begun = [e for e in (posters(0), combinations()) if any(cell.name in cells for cell in e)]
-    labels = {cell.name: cell.label for experiment in begun for cell in experiment}
+    planned = grid(0, model)
+    labels = {cell.name: cell.label for experiment in begun for cell in experiment if cell in planned}
     missing = [labels[name] for name in names if name in labels and name not in cells]
     return f" Not run: {'; '.join(missing)}." if missing else ""
 
@@ -238,29 +242,28 @@ def readme_blocks(text: str) -> dict[str, str]:
     return {m[1]: m[2] for m in re.finditer(r"<!-- results:(\S+) -->\n(.*?)<!-- /results:\1 -->", text, re.S)}
 
 
-def block_table(name: str, cells: dict[str, Summary]) -> str:
-    """The table that belongs between the comments of this name. cells: the results of `block_model(name)`."""
-    return front_table(cells) if name == FRONT else main_table(cells)
+def block_table(name: str, root: Path) -> str:
+    """The table that belongs between the comments of this name. root: the parent of `block_models(name)`."""
+    return front_table(root) if name == FRONT else main_table(summarise(root / name))
 
 
-def block_model(name: str) -> str:
-    """The model whose results a table is made from."""
-    return FRONT_MODEL if name == FRONT else name
+def block_models(name: str) -> list[str]:
+    """The models whose results a table is made from."""
+    return list(FRONT_MODELS) if name == FRONT else [name]
 
 
 def put_into_readme(readme: Path, results: Path) -> None:
     """Update the tables in a document that are made from these results. Raises InputError if it has none of them."""
     text, model = read_text(readme), results.name
-    names = [name for name in readme_blocks(text) if block_model(name) == model]
+    names = [name for name in readme_blocks(text) if model in block_models(name)]
     if not names:
         raise InputError(
             f"{readme} has no place for the table: write <!-- results:{model} --> and <!-- /results:{model} --> into it"
         )
-    cells = summarise(results)
     for name in names:
         begin, end = f"<!-- results:{name} -->\n", f"<!-- /results:{name} -->"
         before, _, rest = text.partition(begin)
-        text = before + begin + block_table(name, cells) + end + rest.partition(end)[2]
+        text = before + begin + block_table(name, results.parent) + end + rest.partition(end)[2]
     with write_atomic(readme) as file:
         file.write(text)
 
@@ -269,12 +272,12 @@ def readme_problems(readme: str, root: Path) -> list[str]:
     """Which tables of a document differ from the results in root/MODEL/runs.csv; [] if none does."""
     problems = []
     for name, table in readme_blocks(readme).items():
-        results = root / block_model(name)
-        if not (results / "runs.csv").exists():
-            problems.append(f"README has a table of {name}, but {results} has no runs.csv")
-        elif table != block_table(name, summarise(results)):
-            command = f"python experiments/report.py --results {results} --readme FILE"
-            problems.append(f"README's table of {name} is not that of {results / 'runs.csv'}: {command}")
+        folders = [root / model for model in block_models(name)]
+        if missing := [folder for folder in folders if not (folder / "runs.csv").exists()]:
+            problems.append(f"README has a table of {name}, but {missing[0]} has no runs.csv")
+        elif table != block_table(name, root):
+            command = f"python experiments/report.py --results {folders[0]} --readme FILE"
+            problems.append(f"README's table of {name} is not that of {folders[0] / 'runs.csv'}: {command}")
     return problems
 
 

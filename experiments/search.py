@@ -61,8 +61,9 @@ def search(
     planned = plan(base | {"max_steps": steps}, PUBLISHED_RATES, str(folder))
     runs = {run.cell.name: run for run in reversed(planned)}  # reversed, so that the first seed's run remains
     for family in families:
-        if family not in read_rates(results, data):
-            run = runs[REPRESENTATIVE[family]]
+        own = [run for run in runs.values() if run.cell.rate == family]  # none if the model's grid does without
+        if own and family not in read_rates(results, data):
+            run = next((run for run in own if run.cell.name == REPRESENTATIVE[family]), own[0])
             losses = climb(partial(try_rate, run), nearest(default_rate(run)))
             best = min(losses, key=losses.get)
             rows = [{

@@ -196,6 +196,24 @@ def test_the_combinations_store_what_their_names_say_and_are_trained_alike(world
     assert min(stored.values()) > 15_360 and max(stored.values()) < 800_000
 
 
+def test_a_models_own_grid_is_a_part_of_the_whole(world, tmp_path, monkeypatch):
+    """In its order, with its number of seeds; a missing cell of another grid is not missed."""
+    cells = {cell.name for cell in grid.grid(6)}
+    assert set(grid.PARTIAL["smollm2"]) <= cells
+    base = {"model": str(world / "model"), "data": str(world / "data"), "max_steps": 3, "device": "cpu"}
+    monkeypatch.setitem(grid.PARTIAL, base["model"], {"prefix5": 2, "finetune": 3, "prefix1": 1, "low500-prefix": 1})
+    runs = [run.name for run in grid.plan(base, grid.PUBLISHED_RATES, "runs")]
+    assert runs == ["prefix5-seed101", "prefix5-seed102", "finetune-seed101", "finetune-seed102", "finetune-seed103",
+                    "prefix1-seed101", "low500-prefix-seed101"]  # fmt: skip
+    tried = []
+    monkeypatch.setattr(search, "try_rate", lambda run, lr: tried.append(run.cell.name) or abs(lr - 1e-3))
+    search.search(tmp_path, tmp_path / "runs", base, max_steps=2)
+    assert set(tried) == {"prefix5", "finetune", "low500-prefix"}  # which stands for low100-prefix
+    row = {"model": base["model"]}
+    found = {name: summary.Summary(name, [row]) for name in ("prefix5", "prefix1")}
+    assert report.not_run(found, report.MAIN) == " Not run: fine-tune."
+
+
 def test_every_cell_has_a_place_in_the_report():
     cells = {cell.name for cell in grid.grid(6)}
     assert cells == {name for names in report.SECTIONS.values() for name in names}
@@ -448,6 +466,13 @@ def test_the_search_begins_at_the_rate_nearest_to_train_pys_default(model, mode,
     settings = Settings(model=model, mode=mode, device="cpu", lr=1.0).resolve()
     run = grid.Run("a run", grid.Cell("a cell", "a cell"), settings, steps=1)
     assert search.LADDER[search.nearest(search.default_rate(run))] == rate
+
+
+@pytest.mark.parametrize("program", [search, reproduce])
+def test_a_search_of_no_step_is_refused(program, world, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        program.main(arguments(world, tmp_path, "--search_steps", "0"))
+    assert stopped.value.code == 2 and "--search_steps 0: must be at least 1" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("rate", [1e-9, 1e-5, 0.3, 9.0])

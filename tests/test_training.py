@@ -418,6 +418,16 @@ def test_fewer_training_examples_are_drawn_by_the_seed(settings):
         Run(settings(train_examples=121).resolve(), False)
 
 
+def test_fewer_validation_examples_are_evenly_spaced_whatever_the_seed(settings):
+    everything = Run(settings().resolve(), False).valid_set
+    n = len(everything)
+    few = [Run(settings(valid_examples=4, seed=seed).resolve(), False).valid_set for seed in (1, 2)]
+    assert few[0] == few[1] == [everything[i] for i in (0, n // 4, n // 2, 3 * n // 4)]
+    assert Run(settings(valid_examples=n).resolve(), False).valid_set == everything
+    with pytest.raises(InputError, match=f"--valid_examples {n + 1}: there are only {n}"):
+        Run(settings(valid_examples=n + 1).resolve(), False)
+
+
 def test_dropout_acts_while_fine_tuning_and_not_on_the_frozen_model(settings, tmp_path, monkeypatch):
     modes = []
     monkeypatch.setattr(
