@@ -198,7 +198,14 @@ class Ours:
         found = []
         for prompts in batches:
             found += self.search(
-                self.model, prompts, end, beam_size, new_tokens, "output", (end,), self.engine.choose(NextWords)
+                self.model,
+                prompts,
+                end,
+                beam_size,
+                new_tokens,
+                "output",
+                (end,),
+                self.engine.choose(NextWords, self.model),
             )
         return found
 

@@ -68,7 +68,7 @@ def measure(settings: Settings) -> Cost:
     learned = model if prefix is None else prefix
     optimizer = adamw(learned.parameters(), settings.lr, settings.weight_decay)
     engine, n = settings.engine, settings.batch_size
-    loss_of, clip = engine.in_precision(engine.choose(summed_loss)), engine.choose(clip_gradients)
+    loss_of, clip = engine.in_precision(engine.choose(summed_loss, model)), engine.choose(clip_gradients)
     examples = encode(tokenizer, load_split(settings.data, "train")[: (TIMED_STEPS + 1) * n], room)
     model.train(settings.dropout > 0)
     for step in range(TIMED_STEPS + 1):

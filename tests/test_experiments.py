@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_llama import TINY, lively, write_hub
 
 import evaluate
 import metrics
@@ -28,6 +29,7 @@ from experiments.zero_shot import zero_shot
 from harness.files import InputError, sha256_of
 from harness.runs import start_model
 from harness.settings import Settings
+from llama import Llama
 from prefix import Prefix
 from weights import load_gpt2
 
@@ -431,6 +433,12 @@ def test_the_estimate_adds_up_what_finished_runs_took(world, made):
 
 
 # ----------------------------------------------------------------------------- nothing trained
+
+
+def test_a_llamas_cost_can_be_timed_too(world, tmp_path):
+    write_hub(tmp_path, lively(Llama(TINY)))
+    given = {"model": str(tmp_path), "data": str(world / "data"), "max_new_tokens": 2, "device": "cpu", "dtype": "fp32"}
+    assert min(estimate.measure(Settings(**given).resolve())) > 0
 
 
 def test_words_in_front_are_the_prefix_that_these_words_are(world, tmp_path):
