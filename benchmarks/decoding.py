@@ -194,19 +194,11 @@ class Ours:
 
     def decode(self, batches: list[list[list[int]]], beam_size: int, new_tokens: int) -> list[list[int]]:
         """A text for each prompt, as ids."""
-        end = self.model.config.vocab_size - 1
+        end = self.model.config.end_token
         found = []
+        next_words = self.engine.choose(NextWords, self.model)
         for prompts in batches:
-            found += self.search(
-                self.model,
-                prompts,
-                end,
-                beam_size,
-                new_tokens,
-                "output",
-                (end,),
-                self.engine.choose(NextWords, self.model),
-            )
+            found += self.search(self.model, prompts, end, beam_size, new_tokens, "output", (end,), next_words)
         return found
 
 
@@ -215,7 +207,7 @@ class Peer:
 
     def __init__(self, run: Path, device: str, dtype: str):
         settings, model = load_run(run, device="cpu", dtype="fp32")  # for its weights
-        self.model, self.device, self.end = transformers_twin(model), device, model.config.vocab_size - 1
+        self.model, self.device, self.end = transformers_twin(model), device, model.config.end_token
         if dtype == "bf16":
             self.model.to(torch.bfloat16)
         if not settings.finetunes:
