@@ -34,7 +34,7 @@ SETTINGS = (
     "loss", "keep", "beam_size", "length_norm", "max_new_tokens",
 )  # fmt: skip
 SCORES = (*metrics.CORPUS_KEYS, "values_said", "values_invented")  # share of the tables' values; values per table
-SIZES = ("parameters_gpt2", "parameters_trained", "parameters_stored", "bytes_on_disk")
+SIZES = ("parameters_model", "parameters_trained", "parameters_stored", "bytes_on_disk")
 COSTS = (
     "training_examples", "training_seconds", "examples_per_s", "validations", "validation_seconds", "tables",
     "decoding_seconds",
@@ -155,7 +155,7 @@ def record(results: Path, run: Run, names: list[str]) -> dict[str, str]:
     row |= {name: number(summary.get(name), 6) for name in ("valid_loss", "best_valid_loss")}
     row |= {name: number(scores.get(name), 6) for name in metrics.CORPUS_KEYS}
     row |= {"values_said": number(said, 6), "values_invented": number(invented, 6)}
-    row |= {f"parameters_{name}": summary["parameters"][name] for name in ("gpt2", "trained", "stored")}
+    row |= {f"parameters_{name}": summary["parameters"][name] for name in ("model", "trained", "stored")}
     copied = ("bytes_on_disk", "training_examples", "training_seconds", "validation_seconds")
     row |= {name: summary[name] for name in copied}
     row |= {"examples_per_s": summary.get("examples_per_s", ""), "validations": validations}

@@ -76,7 +76,7 @@ def score_text(cell: Summary, column: str) -> str:
 
 def count_text(cell: Summary, column: str) -> str:
     """ "92,160 (0.07 %)": a number of parameters and its share of GPT-2's."""
-    n, whole = int(cell.first[column]), int(cell.first["parameters_gpt2"])
+    n, whole = int(cell.first[column]), int(cell.first["parameters_model"])
     share = 100 * n / whole
     return f"{n:,} ({share:.{0 if share >= 10 else 2}f} %)" if n else "none"
 

@@ -44,7 +44,7 @@ def zero_shot(settings: Settings, words: str = "") -> Path:
     with write_atomic(folder / "outputs.txt") as file:
         file.writelines(text + "\n" for text in outputs)
     write_json(folder / "scores.json", metrics.score(outputs, list(groups.values()), details=True))
-    summary = {"parameters": {"gpt2": n_weights, "trained": 0, "stored": 0}}
+    summary = {"parameters": {"model": n_weights, "trained": 0, "stored": 0}}
     summary |= dict.fromkeys(("bytes_on_disk", "steps", "training_examples"), 0)
     summary |= dict.fromkeys(("training_seconds", "validation_seconds"), 0.0)
     machine = describe_machine(settings.device, settings.dtype)

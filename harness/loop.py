@@ -256,18 +256,18 @@ class Run:
         print(f"trained in {hours(seconds)}; learned weights in {self.result} ({n_bytes:,} bytes)")
 
     def sizes(self) -> dict[str, int]:
-        """Numbers in GPT-2, numbers trained, and numbers stored for this task beside the shared GPT-2."""
+        """Numbers in the model, numbers trained, and numbers stored for this task beside the shared model."""
         stored = self.model if self.prefix is None else self.prefix.drop_mlp()
-        modules = {"gpt2": self.model, "trained": self.learned, "stored": stored}
+        modules = {"model": self.model, "trained": self.learned, "stored": stored}
         sizes = {name: sum(p.numel() for p in module.parameters()) for name, module in modules.items()}
         return sizes | (self.prefix.sizes() if isinstance(self.prefix, Parts) else {})
 
     def describe(self) -> str:
         """What is about to happen. The paper's "0.1 %" is what is stored, not what is trained with the MLP."""
         s, size = self.settings, self.sizes()
-        what = f"all {size['gpt2']:,} weights of {s.model}"
+        what = f"all {size['model']:,} weights of {s.model}"
         if self.prefix is not None:
-            share = f"{100 * size['stored'] / size['gpt2']:.2f} % of {s.model}'s {size['gpt2']:,}"
+            share = f"{100 * size['stored'] / size['model']:.2f} % of {s.model}'s {size['model']:,}"
             head = self.prefix.describe() if s.adapts else f"{s.mode} of {s.prefix_len} positions"
             what = f"{head}: {size['stored']:,} numbers stored ({share}), "
             what += f"{size['trained']:,} trained"
