@@ -1,7 +1,7 @@
 """The parallel adapter (He et al. 2022, "Towards a Unified View of Parameter-Efficient Transfer Learning").
 
-GPT-2 stays frozen. Each layer's MLP gets a small learned network beside it, which reads the MLP's input (section 3.3;
-in code through `MLP.output_hook`):
+The model stays frozen. Each layer's MLP gets a small learned network beside it, which reads the MLP's input (section
+3.3; in code through `MLP.output_hook`):
 
     y  =  MLP(x) + s relu(x D) U        D [C, r], U [r, C]; s = 4, not learned
 

@@ -58,7 +58,7 @@ class GPT2Config:
 
     @property
     def projections(self) -> dict[str, tuple[int, int, tuple[str, ...]]]:
-        """A layer's projections: n_in, n_out, and the matrices in its columns, by the names of lora.py."""
+        """A layer's projections: path -> n_in, n_out, and the matrices that lie side by side in its columns."""
         C = self.n_embd
         return {
             "attn.c_attn": (C, 3 * C, ("q", "k", "v")),
@@ -263,7 +263,7 @@ class GPT2(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             return x.to(self.wte.weight.dtype) @ self.wte.weight.t()
 
-    # ------------------------------------------------------------------- what prefix.py and lora.py ask of a model
+    # ------------------------------------------------------------ what prefix.py, lora.py and adapter.py ask of a model
 
     @property
     def blocks(self) -> nn.ModuleList:

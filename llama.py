@@ -15,7 +15,7 @@ ids t_1 .. t_T as gpt2.py does and differs in four places:
     R           RoPE: at position p, R turns each pair (x_i, x_(i + D/2)) by the angle   Su et al. 2021
                 p / base^(2i/D), so q k^T depends on the distance of two tokens only
 
-The hooks are GPT-2's three. `Attention.kv_hook` sees the keys after R, as the cache stores them: what it puts in front
+It has GPT-2's three hooks. `Attention.kv_hook` sees the keys after R, as the cache stores them: what it puts in front
 is not turned, so a learned key has no position of its own and every token sees it unchanged.
 
 Parameter names and shapes are those of the hub's checkpoints without `model.`. Left out: dropout, which Llamas are
@@ -57,7 +57,7 @@ class LlamaConfig:
 
     @property
     def projections(self) -> dict[str, tuple[int, int, tuple[str, ...]]]:
-        """A layer's projections: n_in, n_out, and the name of its matrix in lora.py."""
+        """A layer's projections: path -> n_in, n_out, and its one matrix by GPT-2's names; gate is SwiGLU's."""
         C, kv_width = self.n_embd, self.n_kv_head * self.head_size
         return {
             "self_attn.q_proj": (C, C, ("q",)),
@@ -213,7 +213,7 @@ class Llama(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             return x.to(self.embed_tokens.weight.dtype) @ self.embed_tokens.weight.t()
 
-    # ------------------------------------------------------------------- what prefix.py and lora.py ask of a model
+    # ------------------------------------------------------------ what prefix.py, lora.py and adapter.py ask of a model
 
     @property
     def blocks(self) -> nn.ModuleList:

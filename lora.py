@@ -1,19 +1,20 @@
 """LoRA (Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models").
 
-GPT-2 stays frozen. Chosen weight matrices get a learned change of low rank (section 4.1; in code through
+The model stays frozen. Chosen weight matrices get a learned change of low rank (section 4.1; in code through
 `Projection.output_hook`):
 
-    y  =  x W + b + (alpha / r) x A B        W [n_in, n_out], A [n_in, r], B [r, n_out]
+    y  =  x W + b + (alpha / r) x A B        W [n_in, n_out], A [n_in, r], B [r, n_out]; a Llama has no b
 
 B is zero at the start, so training begins at the frozen model; A is uniform in +-1 / sqrt(n_in) (Kaiming's with
 a = sqrt(5)). In training, dropout may act on the x of the change. The matrices of a layer, by the names of --lora_on:
 
-    q k v    attention's queries, keys and values, in GPT-2 side by side in c_attn; each has a pair of its own
+    q k v    attention's queries, keys and values (in GPT-2 side by side in c_attn), each with a pair of its own
     proj     attention's output projection
-    fc mlp   the MLP's first matrix and its second; a Llama's MLP has a third, gate
+    fc mlp   the MLP's first matrix and its last; in a Llama up_proj and down_proj
+    gate     the gate of a Llama's MLP
 
 The paper adapts q and v. After training the change can be merged, W' = W + (alpha / r) A B: the model then decodes at
-GPT-2's own speed. Left out: ranks that differ from matrix to matrix, embeddings, biases.
+its own speed. Left out: ranks that differ from matrix to matrix, embeddings, biases.
 
 Use:
 
@@ -43,7 +44,7 @@ def matrices_of(config: GPT2Config) -> tuple[str, ...]:
     return tuple(name for *_, names in config.projections.values() for name in names)
 
 
-MATRICES = matrices_of(GPT2Config())
+MATRICES = matrices_of(GPT2Config())  # GPT-2's
 
 
 def start_of(n_in: int, n_out: int) -> nn.Parameter:
@@ -100,7 +101,7 @@ class OutputHooks(nn.Module):
         return self
 
     def detach(self) -> None:
-        """Remove the hooks: the model is the plain GPT-2 again. Raises InputError if there is nothing to remove."""
+        """Remove the hooks: the model is the plain one again. Raises InputError if there is nothing to remove."""
         for module, _ in self.hooks(self.model()):
             module.output_hook = None
         self.attached_to = []
@@ -183,7 +184,7 @@ class LowRank(nn.Module):
 class LoRA(OutputHooks):
     """Learned changes of low rank.
 
-    on       the matrices that are adapted in every layer, of MATRICES
+    on       the matrices that are adapted in every layer, of matrices_of(config)
     alpha    the change is scaled by alpha / rank
     dropout  of its input, in training mode
     Raises InputError for an unknown matrix and a rank that no matrix has.
@@ -221,7 +222,7 @@ class LoRA(OutputHooks):
             for _ in range(config.n_layer)
         )
 
-    # ------------------------------------------------------------------- the method: a hook on GPT-2's projections
+    # ------------------------------------------------------------------- the method: a hook on the model's projections
 
     def add(self, pairs: LowRank, x: Tensor, y: Tensor) -> Tensor:
         """Projection.output_hook:  x [.., n_in], y [.., n_out]  ->  y + (alpha / r) x A B  [.., n_out]."""
@@ -259,9 +260,9 @@ class LoRA(OutputHooks):
             raise InputError("this lora is merged into its model already: unmerge it first")
         for projection, pairs in self.places(model):
             A, B = pairs.factors()
-            W, change = projection.weight, self.alpha / self.rank * (A @ B)
+            W, change = projection.weight, self.alpha / self.rank * (A @ B)  # [n_in, n_out]
             self.kept.append(W.detach().clone())
-            W.copy_(W.float() + (change.t() if isinstance(projection, nn.Linear) else change))  # W [n_out, n_in] there
+            W.copy_(W.float() + (change.t() if isinstance(projection, nn.Linear) else change))
             projection.output_hook = None
 
     @torch.no_grad()

@@ -185,7 +185,7 @@ def peft_prefix(twin, prefix: Prefix, mid_dim: int):
     """peft's PrefixTuningConfig around transformers' model, with our prefix's initial numbers.
 
     mid_dim    > 0: for training, P' and the same MLP; 0: for decoding, the MLP's output
-    Of a Llama, peft's P' has the width of a token's keys; here it gets the width C, as ours, and the MLP with it.
+    On a Llama peft gives P' the width of the keys, G D. Here P' and the MLP's first layer get the width C, as ours.
     """
     import peft
 
@@ -205,8 +205,8 @@ def peft_prefix(twin, prefix: Prefix, mid_dim: int):
 
 
 def peft_lora(twin, settings: Settings):
-    """peft's LoraConfig with its own initial numbers: on GPT-2's c_attn, a pair for q, k and v together; on a Llama's
-    q_proj and v_proj."""
+    """peft's LoraConfig with its own initial numbers: one pair on GPT-2's c_attn, for q, k and v together; a pair each
+    on a Llama's q_proj and v_proj."""
     import peft
 
     is_llama = twin.config.model_type == "llama"
@@ -257,7 +257,7 @@ def within(low: int, value: float, high: int) -> int:
 
 
 def random_tokens(rng: random.Random, n: int, vocab_size: int) -> list[int]:
-    """n tokens, the last of which is the separator (which is also the end token)."""
+    """n tokens; the last is the vocabulary's last, which is GPT-2's separator and end token."""
     return [rng.randrange(vocab_size - 1) for _ in range(n - 1)] + [vocab_size - 1]
 
 
@@ -265,7 +265,7 @@ def random_tokens(rng: random.Random, n: int, vocab_size: int) -> list[int]:
 
 
 def weights_of(model: str) -> str | None:
-    """Settings.weights: random for the published sizes, since speed does not depend on them; a folder has its own."""
+    """Settings.weights: random for the models of NAMED, since speed does not depend on them; a folder has its own."""
     return "random" if model in NAMED else None
 
 

@@ -38,6 +38,7 @@ from pathlib import Path
 import torch
 
 from contenders import (
+    NAMED,
     ROOT,
     Contender,
     check_peers,
@@ -55,7 +56,7 @@ from contenders import (
 
 from beam import NextWords, beam_search
 from e2e_data import encode_prompt, group_references, load_split, load_tokenizer
-from gpt2 import CONFIGS
+
 from harness.door import set_allocator
 from harness.files import InputError, exit_on_input_error
 from harness.runs import load_run, save_learned, start_model, trained_file, write_json
@@ -72,7 +73,7 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(allow_abbrev=False, description="Compare beam search with transformers.generate.")
     parser.add_argument(
-        "--model", default="gpt2", help=f"{', '.join(CONFIGS)}, with random weights, or a folder (default: gpt2)"
+        "--model", default="gpt2", help=f"{', '.join(NAMED)}, with random weights, or a folder (default: gpt2)"
     )
     parser.add_argument(
         "--modes",

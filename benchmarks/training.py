@@ -3,7 +3,7 @@
     python benchmarks/training.py                    prefix and fine-tuning, GPT-2 small with random weights
     python benchmarks/training.py --dtype fp32       in single precision
     python benchmarks/training.py --modes prefix lora prefix+lora
-    python benchmarks/training.py --model smollm2    SmolLM2-135M, a Llama
+    python benchmarks/training.py --model smollm2 --out results/training-smollm2.json        SmolLM2-135M, a Llama
     python benchmarks/training.py --scaling          also how cost grows with prefix_len, batch_size and model
     python benchmarks/training.py --long             more and longer rounds
 
@@ -15,7 +15,8 @@ clip_grad_norm_, optimizer.step().
 Equal on both sides: the initial weights (random: speed does not depend on them), the batches of 10 and their order, the
 dtype, the loss (the mean over a batch's target tokens), PyTorch's fused AdamW with the same settings, gradient norm
 clipped at 1, GPT-2's dropout (0 with a prefix, 0.1 in fine-tuning), and with a prefix the MLP: Linear(C, 512), tanh,
-Linear(512, 2 L C) on embeddings of width C. Hence the losses are equal too; those of the first batch are printed.
+Linear(512, 2 L C) on embeddings of width C (of a Llama 2 L G D). Hence the losses are equal too; those of the first
+batch are printed.
 
 With lora the peer is peft's LoraConfig with the same rank, alpha and dropout. On a Llama it is on q_proj and v_proj. On
 GPT-2 it is on c_attn, as its users have it: one pair for q, k and v, where ours has a pair for q and one for v. Both
@@ -104,7 +105,7 @@ def main() -> None:
     parser.add_argument("--alone", action="store_true", help="without the peer")
     parser.add_argument("--scaling", action="store_true", help="also measure how cost grows (ours, prefix mode)")
     parser.add_argument(
-        "--sizes", nargs="+", help="models for --scaling (default: gpt2 gpt2-medium, or --model's folder)"
+        "--sizes", nargs="+", help="models for --scaling (default: gpt2 gpt2-medium; of another --model, that one)"
     )
     parser.add_argument(
         "--out", type=Path, default=ROOT / "results" / "training.json", help="(default: results/training.json)"

@@ -79,7 +79,7 @@ def measure(settings: Settings) -> Cost:
     per_step = (time.monotonic() - began) / TIMED_STEPS
 
     model.eval()
-    valid = load_split(settings.data, "valid")
+    valid = load_split(settings.data, "valid")[: settings.valid_examples]
     part = encode(tokenizer, valid[:TIMED_EXAMPLES], room)
     began = time.monotonic()
     validation_loss(model, part, loss_of, pad, settings.device)

@@ -41,8 +41,8 @@ ALIKE = {"batch_size": 10, "warmup_steps": 0, "weight_decay": 0.0, "label_smooth
 
 WIDE = {"lora_on": "q,v,fc,mlp"}
 
-# A CPU trains one step of a model of GPT-2 small's size in seconds. Such a model's grid is a part of the whole: the
-# cells, each with its number of seeds, the most wanted first.
+# On a CPU a step of a model of GPT-2 small's size takes seconds, so SmolLM2 runs only these cells, each with this
+# number of seeds, in this order.
 PARTIAL = {
     "smollm2": {
         "finetune": 2, "prefix5": 2, "lora4": 1, "prefix10": 1, "prefix1": 1, "embedding10": 1, "infix10": 1,
@@ -80,7 +80,7 @@ def grid(n_words: int, model: str = "") -> list[Cell]:
 
 
 def seeds_of(cell: Cell, model: str, seeds: tuple[int, ...] = SEEDS) -> tuple[int, ...]:
-    """The seeds that a cell runs with: all or the first, or as many as the model's own grid says."""
+    """A cell's seeds: as many as the model's own grid says, else all of a repeated cell and the first of the others."""
     return seeds[: PARTIAL.get(model, {}).get(cell.name, len(seeds) if cell.all_seeds else 1)]
 
 

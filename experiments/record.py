@@ -97,7 +97,8 @@ def identity(run: Run) -> dict[str, str]:
     row |= {"model": Path(s.model).name, "weights": s.weights and Path(s.weights).name, "data": data_label(s.data)}
     if not trained:
         row |= {"mode": "zero-shot", "seed": None}
-        row |= dict.fromkeys(("lr", "batch_size", "warmup_steps", "weight_decay", "clip", "dropout", "loss", "keep"))
+        optimisation = ("lr", "batch_size", "warmup_steps", "weight_decay", "clip", "dropout", "loss", "keep")
+        row |= dict.fromkeys(("valid_examples", *optimisation))
     if not s.has_prefix or s.no_reparam:
         row["mid_dim"] = None
     return {name: cell_text(value) for name, value in row.items()}
@@ -155,7 +156,8 @@ def record(results: Path, run: Run, names: list[str]) -> dict[str, str]:
     row |= {name: number(summary.get(name), 6) for name in ("valid_loss", "best_valid_loss")}
     row |= {name: number(scores.get(name), 6) for name in metrics.CORPUS_KEYS}
     row |= {"values_said": number(said, 6), "values_invented": number(invented, 6)}
-    row |= {f"parameters_{name}": summary["parameters"][name] for name in ("model", "trained", "stored")}
+    sizes = {"model": summary["parameters"].get("gpt2")} | summary["parameters"]  # so named before revision 7001dc1
+    row |= {f"parameters_{name}": sizes[name] for name in ("model", "trained", "stored")}
     copied = ("bytes_on_disk", "training_examples", "training_seconds", "validation_seconds")
     row |= {name: summary[name] for name in copied}
     row |= {"examples_per_s": summary.get("examples_per_s", ""), "validations": validations}

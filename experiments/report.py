@@ -7,7 +7,8 @@ Writes table.md (the poster's table, then every cell), samples.md (sentences wit
 figures/*.svg and *.png. The same results give the same bytes. --readme updates the generated tables of documents:
 
     <!-- results:MODEL --> ... <!-- /results:MODEL -->    the main table of results/MODEL
-    <!-- results:front --> ... <!-- /results:front -->    the front page's rows: two models, the paper, the poster
+    <!-- results:front --> ... <!-- /results:front -->    the front page's rows: two models (their results side by side
+                                                          in one folder), the paper, the poster
 
 Tests compare these tables with runs.csv (`readme_problems`).
 """
@@ -75,7 +76,7 @@ def score_text(cell: Summary, column: str) -> str:
 
 
 def count_text(cell: Summary, column: str) -> str:
-    """ "92,160 (0.07 %)": a number of parameters and its share of GPT-2's."""
+    """ "92,160 (0.07 %)": a number of parameters and its share of the model's."""
     n, whole = int(cell.first[column]), int(cell.first["parameters_model"])
     share = 100 * n / whole
     return f"{n:,} ({share:.{0 if share >= 10 else 2}f} %)" if n else "none"

@@ -3,10 +3,10 @@
     python experiments/search.py --model mini --data FOLDER
 
 The paper's rates are for GPT-2 small and larger; a smaller model needs higher rates. One cell represents each family.
-It is trained for part of its steps with neighbouring rates of a ladder, each about 3 times the one below: first with
-the one nearest to train.py's default for the model, and its two neighbours. While the best rate is the lowest or the
-highest tried, the next one beyond it is tried too. The best rate has the lowest validation loss (nats per token; that
-of the best weights if the run keeps those). The test set is not used.
+It is trained for part of its steps with neighbouring rates of a ladder, each about 3 times the one below. The search
+begins with the rate nearest to train.py's default for the model and its two neighbours, and moves on while the best
+rate is the lowest or the highest tried. The best rate has the lowest validation loss (nats per token; that of the best
+weights if the run keeps those). The test set is not used.
 
 Writes results/MODEL/search.csv, a row for each rate tried; a family's rows are added when its search is done. Fewer
 steps favour higher rates slightly: the choice holds for the number of steps that the file states.
@@ -59,9 +59,11 @@ def search(
     full = max(run.steps for run in plan(base, PUBLISHED_RATES, str(folder)) if run.settings.train_examples is None)
     steps, data = min(max_steps, full), data_label(base.get("data"))
     planned = plan(base | {"max_steps": steps}, PUBLISHED_RATES, str(folder))
-    runs = {run.cell.name: run for run in reversed(planned)}  # reversed, so that the first seed's run remains
+    runs = {}
+    for run in planned:
+        runs.setdefault(run.cell.name, run)  # the first seed's
     for family in families:
-        own = [run for run in runs.values() if run.cell.rate == family]  # none if the model's grid does without
+        own = [run for run in runs.values() if run.cell.rate == family]  # empty if the model's grid has no such cell
         if own and family not in read_rates(results, data):
             run = next((run for run in own if run.cell.name == REPRESENTATIVE[family]), own[0])
             losses = climb(partial(try_rate, run), nearest(default_rate(run)))
@@ -83,7 +85,7 @@ def default_rate(run: Run) -> float:
 
 
 def nearest(lr: float) -> int:
-    """The index of the ladder's rate whose ratio to this one is nearest to 1, and which is not at an end."""
+    """The index of the ladder's rate nearest to lr by ratio. Not an end: a start needs two neighbours."""
     return min(range(1, len(LADDER) - 1), key=lambda i: abs(math.log(LADDER[i] / lr)))
 
 

@@ -1,11 +1,11 @@
-"""Zero-shot: the untuned GPT-2 on the test tables, without training.
+"""Zero-shot: the untuned model on the test tables, without training.
 
 The input is that of a tuned model, with or without words in front:
 
     " " + words + " " + table + " <|endoftext|>"
 
-Words in front are a prefix that was written instead of learned: GPT-2 computes their keys and values in each layer,
-and every later token attends to them (`Prefix.words_as_rows` returns exactly these activations). To GPT-2 the
+Words in front are a prefix that was written instead of learned: the model computes their keys and values in each layer,
+and every later token attends to them (`Prefix.words_as_rows` returns exactly these activations). To the model the
 separator marks the end of a document, so without tuning it rarely continues about the table. Another layout ("table
 ... In words: ...") would suit it better, but would measure the layout.
 """
@@ -20,7 +20,7 @@ from harness.files import write_atomic
 from harness.machine import describe_machine
 from harness.runs import check_context, write_json
 from harness.settings import Settings
-from weights import load_gpt2
+from weights import load_model
 
 
 def zero_shot(settings: Settings, words: str = "") -> Path:
@@ -33,7 +33,7 @@ def zero_shot(settings: Settings, words: str = "") -> Path:
     tokenizer = load_tokenizer(settings.model, settings.weights)
     groups = group_references(load_split(settings.data, "test"))
     given = [f"{words} {source}".strip() for source in groups]
-    model = load_gpt2(settings.model, settings.weights).requires_grad_(False).eval()
+    model = load_model(settings.model, settings.weights).requires_grad_(False).eval()
     settings.engine.to_device_and_freeze(model)
     check_context(model.config, tokenizer, given, None, settings.beam_size, settings.max_new_tokens)
     n_weights = sum(p.numel() for p in model.parameters())

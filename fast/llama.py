@@ -72,6 +72,7 @@ def grouped(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
     (B, H, T, D), G = q.shape, k.size(1)
     q = q.reshape(B, G, -1, D)  # [B, G, r T, D], a group's heads one after the other
     bias = bias.repeat(1, 1, H // G, 1)  # [B or 1, 1, r T, S]
+    # written out: on a CPU the backward pass of scaled_dot_product_attention is slow at these sizes
     scores = (q / math.sqrt(D)) @ k.transpose(-2, -1) + bias  # [B, G, r T, S]
     return (F.softmax(scores, dim=-1) @ v).reshape(B, H, T, D)
 

@@ -256,7 +256,7 @@ class Run:
         print(f"trained in {hours(seconds)}; learned weights in {self.result} ({n_bytes:,} bytes)")
 
     def sizes(self) -> dict[str, int]:
-        """Numbers in the model, numbers trained, and numbers stored for this task beside the shared model."""
+        """Numbers in the model, numbers trained, and numbers stored for this task in addition to the shared model."""
         stored = self.model if self.prefix is None else self.prefix.drop_mlp()
         modules = {"model": self.model, "trained": self.learned, "stored": stored}
         sizes = {name: sum(p.numel() for p in module.parameters()) for name, module in modules.items()}

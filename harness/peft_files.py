@@ -11,7 +11,8 @@
                                  lora_B.weight [n_out, r]; scaled by lora_alpha / r (use_rslora: / sqrt(r))
 
 In the first two the text begins at position P in both libraries. `prefix_projection` concerns training only: what PEFT
-stores is the output of its MLP. LoRA's pairs belong to projections there, to matrices here (q, k and v of c_attn):
+stores is the output of its MLP. LoRA's pairs belong to projections there, to matrices here. They differ in
+GPT-2's c_attn, which is q, k and v:
 
     from here   the pairs of c_attn are one pair of their ranks' sum, with zeros in B where a matrix does not see it
     to here     q, k and v each get the part of the pair that they use; a pair of smaller rank is filled up with zeros,
@@ -129,7 +130,9 @@ def prefix_from_peft(
     rows = tensors["prompt_embeddings"]
     P, width = whole(stated, "num_virtual_tokens", folder), whole(stated, "token_dim", folder)
     if stated.get("num_transformer_submodules") not in (None, 1):
-        raise InputError(f"{folder / CONFIG} is for a model with encoder and decoder: use an adapter of a GPT-2")
+        raise InputError(
+            f"{folder / CONFIG} is for a model with encoder and decoder: use an adapter of a decoder-only model"
+        )
     L, H = whole(stated, "num_layers", folder), whole(stated, "num_attention_heads", folder)
     expected = (P, 2 * L * width if kind == "prefix" else width)
     if tuple(rows.shape) != expected:
@@ -182,7 +185,10 @@ def lora_from_peft(
 
 
 def pairs_by_place(folder: Path, tensors: dict[str, Tensor], config: GPT2Config) -> dict[str, tuple[Tensor, Tensor]]:
-    """h.0.attn.c_attn -> A [r, n_in], B [n_out, r]. Raises InputError for other tensors and another model's."""
+    """h.0.attn.c_attn (a Llama's: layers.0.self_attn.q_proj) -> A [r, n_in], B [n_out, r].
+
+    Raises InputError for other tensors and another model's.
+    """
     path = folder / TENSORS
     root, layers = (re.escape(word) for word in layers_of(config))
     own = "|".join(map(re.escape, config.projections))

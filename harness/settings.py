@@ -56,7 +56,7 @@ class Settings:
         None, "start from the activations of these words, e.g. 'table-to-text:' (low data)", kind=str
     )
     lora_on: str | None = flag(
-        None, f"matrices that LoRA adapts, of {','.join(MATRICES)}; Llama: gate too (default: q,v)", kind=str
+        None, f"matrices that LoRA adapts: {','.join(MATRICES)}, in a Llama also gate (default: q,v)", kind=str
     )
     lora_rank: int | None = flag(None, "r, rank of LoRA's change (default: 4)", kind=int)
     lora_alpha: float | None = flag(None, "LoRA's change is scaled by alpha / r (default: 32)", kind=float)
@@ -81,7 +81,7 @@ class Settings:
     # optimisation: AdamW, linear decay to 0
     lr: float | None = flag(
         None,
-        "learning rate (default: 8e-5, fine-tuning 5e-5, with lora or adapter 2e-4; for mini 1e-3, 2e-3)",
+        "learning rate (default: 8e-5, fine-tuning 5e-5, with lora or adapter 2e-4; mini and smollm2 have higher ones)",
         kind=float,
     )
     lora_lr: float | None = flag(None, "learning rate of lora and adapter, if another (default: as --lr)", kind=float)
@@ -275,7 +275,7 @@ def default_dropout(s: Settings) -> float:
 
 
 # Learning rates (of a prefix, of fine-tuning, with LoRA or an adapter): the papers'; higher ones for mini, a model 20
-# times smaller, and for SmolLM2, of GPT-2 small's size.
+# times smaller; for SmolLM2, of GPT-2 small's size, higher ones too, except with LoRA or an adapter (not searched).
 PAPER_RATES = (8e-5, 5e-5, 2e-4)
 RATES = {"mini": (1e-3, 1e-3, 2e-3), "smollm2": (5e-4, 1e-4, 2e-4)}
 

@@ -32,7 +32,7 @@ from harness.runs import load_run, save_learned, trained_file, write_json
 from harness.safetensors import read_safetensors, write_safetensors
 from harness.settings import Settings
 from llama import Llama
-from lora import MATRICES, LoRA
+from lora import LoRA, matrices_of
 from prefix import MODES, load_prefix
 from weights import load_model
 
@@ -124,7 +124,7 @@ def make(kind: str, config, P: int = 5):
     """A part of this kind as after training."""
     torch.manual_seed(3)
     if kind.startswith("lora"):
-        return trained(LoRA(config, MATRICES if kind == "lora everywhere" else ("q", "v"), 3, 7.0)).eval()
+        return trained(LoRA(config, matrices_of(config) if kind == "lora everywhere" else ("q", "v"), 3, 7.0)).eval()
     if kind == "adapter":
         return trained(Adapter(config, 4))
     return MODES[kind](config, P, mid_dim=16).drop_mlp()
@@ -159,13 +159,13 @@ def test_peft_generates_our_beams_on_50_prompts(model, twin, prompts, kind, tmp_
     assert len(set(map(tuple, texts))) >= 10 and any(len(ids) < 12 for ids in texts)
 
 
-@pytest.mark.parametrize("kind", ["prefix", "embedding", "lora"])
-def test_what_a_llama_learned_here_gives_the_same_logits_in_peft(kind, tmp_path):
+@pytest.mark.parametrize("kind", ["prefix", "embedding", "lora", "lora everywhere"])
+def test_what_is_learned_on_a_llama_gives_the_same_logits_in_peft(kind, tmp_path):
     model, part = lively_llama(Llama(TINY)), make(kind, TINY)
     write_hub(tmp_path / "model", model)
     write_adapter(tmp_path / kind, part, "base")
     theirs = peft.PeftModel.from_pretrained(hub_model(tmp_path / "model"), tmp_path / kind).eval()
-    back = load_prefix(tmp_path / kind, TINY) if kind != "lora" else read_lora(TINY, tmp_path / kind)
+    back = load_prefix(tmp_path / kind, TINY) if "lora" not in kind else read_lora(TINY, tmp_path / kind)
     with torch.no_grad(), back.attached(model):
         assert_same_logits(model, theirs)
     assert all(torch.equal(tensor, back.tensors()[name]) for name, tensor in part.tensors().items())
@@ -233,7 +233,7 @@ def test_pefts_lora_gives_the_same_logits_here(model, twin, kind, tmp_path):
     assert (changed - model(torch.arange(9)[None])).abs().max() > 0.01
 
 
-def test_a_llamas_lora_of_pefts_gives_the_same_logits_here(tmp_path):
+def test_pefts_lora_on_a_llama_gives_the_same_logits_here(tmp_path):
     """Scales differ from module to module, by a pattern with the layer's number in it."""
     model = lively_llama(Llama(TINY)).requires_grad_(False)
     write_hub(tmp_path / "model", model)
@@ -443,15 +443,27 @@ def test_the_exported_tokenizer_knows_the_end_token(tokenizers, kind):
     assert theirs(" name : Lotus <|endoftext|>")["input_ids"] == encode_prompt(ours, "name : Lotus")
 
 
-def test_an_exported_llama_loads_in_transformers_and_here(world, tmp_path):
+@pytest.mark.parametrize("mode", ["finetune", "lora"])
+def test_an_exported_llama_loads_in_transformers_and_here(world, tmp_path, mode):
     write_hub(tmp_path / "model", lively_llama(Llama(TINY)))
-    run = write_run(tmp_path / "run", world, "finetune", model=str(tmp_path / "model"))
+    run = write_run(tmp_path / "run", world, mode, model=str(tmp_path / "model"))
     export.main(["--run", str(run), "--hub", str(tmp_path / "out")])
     _, ours = load_run(run, device="cpu", dtype="fp32")
     assert_same_logits(ours, hub_model(tmp_path / "out"))
     back = load_model(str(tmp_path / "out")).eval()
     assert back.config == ours.config
     assert all(torch.equal(tensor, back.state_dict()[name]) for name, tensor in ours.state_dict().items())
+
+
+def test_a_llamas_adapter_evaluates_as_the_run_does(world, tmp_path):
+    write_hub(tmp_path / "model", lively_llama(Llama(TINY)))
+    run = write_run(tmp_path / "run", world, "lora", model=str(tmp_path / "model"))
+    export.main(["--run", str(run), "--peft", str(tmp_path / "adapter")])
+    search = {"beam_size": 2, "max_new_tokens": 12, "device": "cpu", "data": str(world / "data")}
+    for folder in (run, tmp_path / "adapter"):
+        evaluate_run(folder, **search)
+    (texts,) = (tmp_path / "adapter").glob("outputs*.txt")
+    assert texts.read_text() == (run / "outputs.txt").read_text()
 
 
 # ----------------------------------------------------------------------------- bad input

@@ -199,18 +199,20 @@ def test_the_combinations_store_what_their_names_say_and_are_trained_alike(world
 
 
 def test_a_models_own_grid_is_a_part_of_the_whole(world, tmp_path, monkeypatch):
-    """In its order, with its number of seeds; a missing cell of another grid is not missed."""
+    """In its order, with its number of seeds; cells outside of it are not reported as not run."""
     cells = {cell.name for cell in grid.grid(6)}
     assert set(grid.PARTIAL["smollm2"]) <= cells
     base = {"model": str(world / "model"), "data": str(world / "data"), "max_steps": 3, "device": "cpu"}
-    monkeypatch.setitem(grid.PARTIAL, base["model"], {"prefix5": 2, "finetune": 3, "prefix1": 1, "low500-prefix": 1})
+    monkeypatch.setitem(
+        grid.PARTIAL, base["model"], {"prefix5": 2, "finetune": 3, "prefix1": 1, "low200-prefix": 1, "low500-prefix": 1}
+    )
     runs = [run.name for run in grid.plan(base, grid.PUBLISHED_RATES, "runs")]
     assert runs == ["prefix5-seed101", "prefix5-seed102", "finetune-seed101", "finetune-seed102", "finetune-seed103",
-                    "prefix1-seed101", "low500-prefix-seed101"]  # fmt: skip
+                    "prefix1-seed101", "low200-prefix-seed101", "low500-prefix-seed101"]  # fmt: skip
     tried = []
     monkeypatch.setattr(search, "try_rate", lambda run, lr: tried.append(run.cell.name) or abs(lr - 1e-3))
     search.search(tmp_path, tmp_path / "runs", base, max_steps=2)
-    assert set(tried) == {"prefix5", "finetune", "low500-prefix"}  # which stands for low100-prefix
+    assert set(tried) == {"prefix5", "finetune", "low200-prefix"}  # in place of low100-prefix
     row = {"model": base["model"]}
     found = {name: summary.Summary(name, [row]) for name in ("prefix5", "prefix1")}
     assert report.not_run(found, report.MAIN) == " Not run: fine-tune."
@@ -432,13 +434,18 @@ def test_the_estimate_adds_up_what_finished_runs_took(world, made):
     assert estimate.from_rows(elsewhere, runs["prefix5-seed101"].settings) == {}
 
 
-# ----------------------------------------------------------------------------- nothing trained
-
-
-def test_a_llamas_cost_can_be_timed_too(world, tmp_path):
+def test_a_llamas_cost_can_be_timed_too(world, tmp_path, monkeypatch):
     write_hub(tmp_path, lively(Llama(TINY)))
     given = {"model": str(tmp_path), "data": str(world / "data"), "max_new_tokens": 2, "device": "cpu", "dtype": "fp32"}
-    assert min(estimate.measure(Settings(**given).resolve())) > 0
+    settings = Settings(**given).resolve()
+    assert min(estimate.measure(settings)) > 0
+    timed = []
+    monkeypatch.setattr(estimate, "validation_loss", lambda model, part, *rest: timed.append(len(part)))
+    estimate.measure(dataclasses.replace(settings, valid_examples=3))
+    assert timed == [3]
+
+
+# ----------------------------------------------------------------------------- nothing trained
 
 
 def test_words_in_front_are_the_prefix_that_these_words_are(world, tmp_path):
@@ -455,6 +462,18 @@ def test_words_in_front_are_the_prefix_that_these_words_are(world, tmp_path):
     prefix.attach(model)
     assert outputs == decode(model, tokenizer, sources, **s.search) != plain
     assert json.loads((tmp_path / "prompt" / "summary.json").read_text())["parameters"]["stored"] == 0
+    validated = dataclasses.replace(s, valid_examples=3)
+    runs = [grid.Run("prompt", grid.Cell("prompt", "prompt"), settings, steps=0) for settings in (s, validated)]
+    assert record.identity(runs[0]) == record.identity(runs[1])  # a run without training validates nothing
+
+
+def test_an_untuned_llama_is_decoded_too(world, tmp_path):
+    write_hub(tmp_path / "llama", lively(Llama(TINY)))
+    given = {"model": str(tmp_path / "llama"), "data": str(world / "data"), "max_new_tokens": 2, "beam_size": 1}
+    s = Settings(mode="finetune", device="cpu", out=str(tmp_path / "run"), **given).resolve()
+    assert len((zero_shot(s) / "outputs.txt").read_text().splitlines()) == len(
+        group_references(load_split(s.data, "test"))
+    )
 
 
 # ----------------------------------------------------------------------------- learning rates
@@ -680,6 +699,19 @@ for i in range(40):
 
 
 @pytest.mark.slow
+def test_a_run_that_an_earlier_version_finished_is_recorded(world, made, tmp_path):
+    """It called the model's own weights gpt2."""
+    base = {"model": str(world / "model"), "data": str(world / "data"), "max_steps": STEPS, "max_new_tokens": 12}
+    rates = dict.fromkeys(grid.PUBLISHED_RATES, RATE)
+    runs = grid.plan(base | {"device": "cpu", "dtype": "fp32"}, rates, str(tmp_path), (1, 2))
+    run = next(run for run in runs if run.name == "prefix5-seed1")
+    shutil.copytree(made / "runs" / run.name, tmp_path / run.name)
+    path = tmp_path / run.name / "summary.json"
+    path.write_text(path.read_text().replace('"model": ', '"gpt2": '))
+    row = record.record(tmp_path / "results", run, [run.name])
+    assert row | {"revision": ""} == read_runs(made / "tiny")[run.name] | {"revision": ""}
+
+
 def test_two_processes_that_share_a_folder_lose_no_row(tmp_path):
     command = [sys.executable, "-c", RECORD_MANY, str(ROOT), str(tmp_path)]
     both = [subprocess.Popen([*command, name], stderr=subprocess.PIPE) for name in "ab"]

@@ -42,6 +42,7 @@ from harness.runs import start_model, trained_file
 from harness.safetensors import read_safetensors
 from harness.settings import Settings
 from llama import Llama
+from lora import LoRA
 from mini import pretrain
 from prefix import MODES
 from tasks import Shelf
@@ -50,7 +51,7 @@ from weights import load_model
 ROOT = Path(__file__).resolve().parent.parent
 ERROR = "same device"  # "Expected all tensors to be on the same device, but ..."
 PARTS = ["prefix", "infix", "embedding", "lora", "adapter", "prefix+lora", "prefix+adapter", "finetune", "no_reparam"]
-SPECIAL = ["shelf", "llama", "llama infix"]
+SPECIAL = ["shelf", "llama", "llama infix", "llama lora"]
 LIMITS = [4, 1, 3, 2]
 PATHS = {"plain": True, "fast": False}
 
@@ -76,8 +77,11 @@ def start(what: str, folder, engine: Engine):
         return engine.to_device_and_freeze(model, shelf), shelf, shelf
     if what.startswith("llama"):
         model = tiny_llama.lively(Llama(tiny_llama.TINY))
-        prefix = MODES["infix" if "infix" in what else "prefix"](model.config, 3, 8)
-        return engine.to_device_and_freeze(model, prefix), prefix, None
+        if "lora" in what:
+            learned = LoRA(model.config, ("q", "gate"), 2)
+        else:
+            learned = MODES["infix" if "infix" in what else "prefix"](model.config, 3, 8)
+        return engine.to_device_and_freeze(model, learned), learned, None
     mode = {"mode": "prefix", "no_reparam": True} if what == "no_reparam" else {"mode": what}
     settings = Settings(model=str(folder), mid_dim=8, dropout=0.0, **mode)
     settings = dataclasses.replace(settings, lora_dropout=0.0 if "lora" in what else None, device="cpu").resolve()

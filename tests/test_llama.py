@@ -293,7 +293,7 @@ def test_a_lora_is_merged_and_unmerged_to_the_bit(model, tokens):
 
 
 @torch.no_grad()
-def test_the_adapter_stands_beside_the_mlp(model):
+def test_the_adapter_is_added_to_the_mlps_output(model):
     adapter, mlp = trained_part(Adapter(CONFIG, dim=5, scale=3.0)).attach(model), model.layers[1].mlp
     x, D, U = torch.randn(2, 4, CONFIG.n_embd), *(adapter.tensors()[f"adapter.1.{name}"] for name in "DU")
     ours = mlp(x)

@@ -22,7 +22,7 @@ from gpt2 import join_heads
 from harness.parts import Parts
 from harness.runs import save_learned, trained_file, write_json
 from harness.settings import Settings
-from lora import MATRICES, LoRA
+from lora import MATRICES, LoRA, matrices_of
 from prefix import MODES, Embedding, Infix, Prefix
 from weights import load_model
 
@@ -109,6 +109,11 @@ def test_a_llamas_weights_are_those_that_transformers_returns(tokens):
     model = tiny_llama.lively(tiny_llama.Llama(tiny_llama.TINY)).requires_grad_(False)
     prefix = Prefix(model.config, 5, mid_dim=0).attach(model)
     past = as_past(prefix.activations(model).detach(), batch=2)
+    lora = trained(LoRA(model.config, matrices_of(model.config))).attach(model)
+    attached = attention_weights(model, tokens)
+    lora.merge()
+    for layer, weights in zip(attached, attention_weights(model, tokens), strict=True):
+        torch.testing.assert_close(layer.weights, weights.weights, atol=1e-5, rtol=0)
     expected = tiny_llama.twin(model)(tokens, past_key_values=past, output_attentions=True).attentions
     for layer, weights in zip(attention_weights(model, tokens), expected, strict=True):
         torch.testing.assert_close(layer.weights, weights, atol=1e-5, rtol=0)
