@@ -13,19 +13,17 @@ import transformers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_lora import trained
-from tiny import lively, tables
+from tiny import tables
 from tiny_llama import TINY, write_hub
 from tiny_llama import lively as lively_llama
 
 import evaluate
-import train
 from adapter import Adapter
 from beam import beam_search
 from e2e_data import encode_prompt, load_tokenizer
-from evaluate import evaluate_run, newline_tokens
-from gpt2 import CONFIGS, GPT2
+from evaluate import evaluate_run
 from harness import export
-from harness.files import MINI, InputError
+from harness.files import InputError
 from harness.parts import Parts
 from harness.peft_files import CONFIG, TENSORS, read_learned, write_adapter
 from harness.runs import load_run, save_learned, trained_file, write_json
@@ -252,66 +250,6 @@ def test_a_lora_that_was_not_trained_changes_nothing(model, twin, tmp_path):
     peft.get_peft_model(twin, peft.LoraConfig(target_modules=["c_fc"], fan_in_fan_out=True)).save_pretrained(tmp_path)
     lora = read_lora(model.config, tmp_path)
     assert lora.on == ("fc",) and not any(t.any() for name, t in lora.tensors().items() if name.endswith("B"))
-
-
-@pytest.fixture(scope="module", params=["mini", "gpt2"])
-def of_real_size(request):
-    """(our model, a function that makes its twin, prompts, new tokens): mini, and 124 M weights."""
-    if request.param == "mini":
-        ours = load_model("mini").eval().requires_grad_(False)
-        banned = newline_tokens(load_tokenizer("mini"))
-        return ours, lambda: hub_model(MINI), prompts_of("mini", 50), 30, banned
-    ours = lively(GPT2(CONFIGS["gpt2"])).eval().requires_grad_(False)
-
-    def twin():
-        theirs = transformers.GPT2LMHeadModel(transformers.GPT2Config(attn_implementation="eager"))
-        theirs.transformer.load_state_dict(ours.state_dict())
-        return theirs.eval().requires_grad_(False)
-
-    draw = torch.Generator().manual_seed(0)
-    return ours, twin, torch.randint(0, 50256, (50, 6), generator=draw).tolist(), 8, ()
-
-
-def enough(prompts: list, ours: GPT2, kind: str) -> list:
-    """50 prompts of mini; 124 M weights read 8, for what is not a prefix 2, which saves minutes."""
-    return prompts if ours.config.n_layer < 12 else prompts[: 8 if kind in ("prefix", "projection") else 2]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["prefix", "embedding", "lora"])
-def test_peft_computes_the_same_with_models_of_real_size(of_real_size, kind, tmp_path):
-    ours, twin, prompts, new, banned = of_real_size
-    part = make(kind, ours.config)
-    write_adapter(tmp_path, part, "base")
-    theirs = peft.PeftModel.from_pretrained(twin(), tmp_path).eval()
-    with part.attached(ours):
-        assert_same_logits(ours, theirs)
-        assert_same_beams(ours, theirs, enough(prompts, ours, kind), new, banned)
-
-
-@pytest.mark.slow
-def test_a_prefix_trained_here_generates_the_same_in_peft_on_50_of_minis_tables(tmp_path):
-    """After 60 steps most texts end by themselves."""
-    given = {"train_examples": 360, "batch_size": 6, "max_steps": 60, "lr": 3e-3, "dtype": "fp32", "device": "cpu"}
-    run = train.train(Settings(model="mini", data="mini", out=str(tmp_path / "run"), **given))
-    export.main(["--run", str(run), "--peft", str(tmp_path / "adapter")])
-    s, ours = load_run(run, device="cpu", dtype="fp32", plain=True)
-    tokenizer = load_tokenizer("mini")
-    prompts = [encode_prompt(tokenizer, source) for source in s.dataset.test_set("test").sources[:50]]
-    theirs = peft.PeftModel.from_pretrained(hub_model(MINI), tmp_path / "adapter").eval()
-    assert_same_logits(ours, theirs)
-    texts = assert_same_beams(ours, theirs, prompts, 25, newline_tokens(tokenizer))
-    assert len(set(map(tuple, texts))) > 25 and 10 < sum(len(ids) < 25 for ids in texts)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", PROMPTS)
-def test_so_do_we_with_what_peft_learned_on_models_of_real_size(of_real_size, kind, tmp_path):
-    ours, twin, prompts, new, banned = of_real_size
-    theirs = learn_with_peft(twin(), PROMPTS[kind](), tmp_path)
-    with load_prefix(tmp_path, ours.config).attached(ours):
-        assert_same_logits(ours, theirs)
-        assert_same_beams(ours, theirs, enough(prompts, ours, kind), new, banned)
 
 
 # ----------------------------------------------------------------------------- runs

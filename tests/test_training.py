@@ -219,18 +219,24 @@ def test_killed_at_arbitrary_steps_and_resumed_gives_the_same_bits(settings, tmp
     assert not (tmp_path / "killed" / "checkpoint.pt").exists()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
-def test_a_process_stopped_by_a_signal_resumes_to_the_same_bits(world, tmp_path, number):
+@pytest.fixture(scope="module")
+def never_stopped(world, tmp_path_factory):
+    """(a command without --out, the folder of the run that it made in a process of its own)."""
     command = [
         sys.executable, str(ROOT / "train.py"), "--model", str(world / "model"), "--data", str(world / "data"),
-        "--epochs", "8",
-        "--device", "cpu", "--dtype", "fp32", "--mid_dim", "32", "--checkpoint_every", "20", "--log_every", "1",
-        "--max_new_tokens", "5",
-        "--no_eval",
+        "--epochs", "4", "--device", "cpu", "--dtype", "fp32", "--mid_dim", "32", "--checkpoint_every", "20",
+        "--log_every", "1", "--max_new_tokens", "5", "--no_eval",
     ]  # fmt: skip
+    whole = tmp_path_factory.mktemp("never stopped") / "whole"
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    subprocess.run([*command, "--out", tmp_path / "whole"], check=True, env=environment, capture_output=True)
+    subprocess.run([*command, "--out", whole], check=True, env=environment, capture_output=True)
+    return command, whole
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_a_process_stopped_by_a_signal_resumes_to_the_same_bits(never_stopped, tmp_path, number):
+    (command, whole), environment = never_stopped, os.environ | {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
         [*command, "--out", tmp_path / "stopped"],
         env=environment,
@@ -253,8 +259,8 @@ def test_a_process_stopped_by_a_signal_resumes_to_the_same_bits(world, tmp_path,
     subprocess.run(
         [*command, "--out", tmp_path / "stopped", "--resume"], check=True, env=environment, capture_output=True
     )
-    assert learned_bytes(tmp_path / "stopped") == learned_bytes(tmp_path / "whole")
-    assert log_of(tmp_path / "stopped") == log_of(tmp_path / "whole")
+    assert learned_bytes(tmp_path / "stopped") == learned_bytes(whole)
+    assert log_of(tmp_path / "stopped") == log_of(whole)
 
 
 def test_resuming_a_finished_run_changes_nothing(settings):
