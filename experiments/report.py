@@ -22,7 +22,7 @@ from pathlib import Path
 if __name__ == "__main__":  # so that this project's modules are found
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from experiments.grid import BLEU_ELSEWHERE, WORDS, combinations, grid, posters
+from experiments.grid import BLEU_ELSEWHERE, PARTIAL, WORDS, combinations, grid, posters
 from experiments.record import E2E, read_rows
 from experiments.summary import Summary, relative_time, summarise
 from harness.files import InputError, exit_on_input_error, read_text, write_atomic
@@ -143,7 +143,8 @@ def notes(cells: dict[str, Summary]) -> str:
 def not_run(cells: dict[str, Summary], names: Iterable[str]) -> str:
     """A sentence that names the missing cells; "" if none is missing, or of an experiment none was run."""
     model = next(iter(cells.values())).first["model"]
-    begun = [e for e in (posters(0), combinations()) if any(cell.name in cells for cell in e)]
+    both = (posters(0), combinations())
+    begun = [e for e in both if model in PARTIAL or any(cell.name in cells for cell in e)]
     planned = grid(0, model)
     labels = {cell.name: cell.label for experiment in begun for cell in experiment if cell in planned}
     missing = [labels[name] for name in names if name in labels and name not in cells]

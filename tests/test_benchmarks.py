@@ -444,6 +444,15 @@ def test_the_studys_tables_are_what_was_measured(title, measured, scores):
     assert len({report["machine"]["processor"] for report in reports}) == 1
 
 
+def test_smollm2s_row_is_what_was_measured():
+    stated = [row[1:] for row in table_rows(section("SmolLM2"))]
+    report = load_report("no-amx/training-smollm2")
+    assert stated == [stated_row("no-amx/training-smollm2", PREFIX)] and report["model"] == "smollm2, random weights"
+    assert report["machine"]["processor"] == load_report("no-amx/training")["machine"]["processor"]
+    losses = [one["first_loss"] for one in report["contenders"].values()]
+    assert max(losses) - min(losses) < training.TOLERANCE["bf16"]
+
+
 def test_the_decoding_rows_are_of_the_batches_and_the_number_format_that_they_name():
     names = [name for name, _ in WITH_AMX + WITHOUT_AMX if "decoding" in name]
     for name, report in ((name, load_report(name)) for name in names):

@@ -1,12 +1,13 @@
 """results/: complete; reports made from the rows of runs.csv, rows made from the outputs, documents made from both.
 
-The documents are results/mini/README.md (the experiment) and the front page's table of scores. Tables and numbers are
-compared with the results; the wording is free.
+The documents are the README.md of results/mini and results/smollm2 (the experiment) and the front page's table of
+scores. Tables and numbers are compared with the results; the wording is free.
 """
 
 import json
 import math
 import re
+from itertools import product
 from pathlib import Path
 from statistics import fmean, stdev
 from xml.etree import ElementTree
@@ -24,13 +25,13 @@ from metrics import bleu, mteval, ngrams
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT.parent / "shared" / "e2e"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-FINDINGS = (ROOT / "results" / "mini" / "README.md").read_text(encoding="utf-8")
-MODELS = sorted(report.readme_blocks(FINDINGS))  # those with a table; a reader may have made results of other models
+MODELS = ["mini", "smollm2"]  # a reader may have made results of other models
+FINDINGS, SMOLLM2 = ((ROOT / "results" / model / "README.md").read_text(encoding="utf-8") for model in MODELS)
 PARTS = sorted(set(re.findall(r"\]\(\.\./([^/).]+)/?\)", FINDINGS)))  # results of some cells, with other settings
+FOLDERS = sorted({*MODELS, *PARTS})
 each_model = pytest.mark.parametrize("results", [ROOT / "results" / model for model in MODELS], ids=MODELS)
-each_folder = pytest.mark.parametrize(
-    "results", [ROOT / "results" / name for name in MODELS + PARTS], ids=MODELS + PARTS
-)
+of_mini = pytest.mark.parametrize("results", [ROOT / "results" / "mini"], ids=["mini"])
+each_folder = pytest.mark.parametrize("results", [ROOT / "results" / name for name in FOLDERS], ids=FOLDERS)
 
 
 def outputs_of(results: Path, name: str) -> list[str]:
@@ -54,20 +55,20 @@ def table_under(title: str, text: str = FINDINGS) -> dict[str, list[str]]:
 
 
 def test_the_documents_show_results():
-    assert MODELS == ["mini"] and PARTS == ["mini-5epochs"]
+    assert "mini-5epochs" in PARTS and set(PARTS) <= {"mini-5epochs", "smollm2"}
 
 
 def test_the_generated_tables_are_those_of_the_results():
-    for text, name in ((README, report.FRONT), (FINDINGS, "mini")):
+    for text, name in ((README, report.FRONT), (FINDINGS, "mini"), (SMOLLM2, "smollm2")):
         assert list(report.readme_blocks(text)) == [name]
         assert report.readme_problems(text, ROOT / "results") == []
 
 
 def test_the_front_pages_scores_are_those_of_the_runs_and_of_the_published_ones():
-    rows = read_runs(ROOT / "results" / "mini").values()
     columns = {"BLEU": (100, 1), "NIST": (1, 2), "METEOR": (100, 1), "ROUGE_L": (100, 1), "CIDEr": (1, 2)}
     expected = []
-    for cell in ("prefix5", "finetune"):
+    for model, cell in product(("smollm2", "mini"), ("prefix5", "finetune")):
+        rows = read_runs(ROOT / "results" / model).values()
         its = {
             name: [scale * float(row[name]) for row in rows if row["cell"] == cell]
             for name, (scale, _) in columns.items()
@@ -80,14 +81,25 @@ def test_the_front_pages_scores_are_those_of_the_runs_and_of_the_published_ones(
         nist = "NIST_perl" if start.startswith("poster") else "NIST"
         values = (scores[nist if name == "NIST" else name] for name in columns)
         expected.append([f"{value:.{digits}f}" for value, (_, digits) in zip(values, columns.values())])
-    header, *stated = table_under("E2E test set", report.front_table(summarise(ROOT / "results" / "mini"))).values()
+    header, *stated = table_under("E2E test set", report.front_table(ROOT / "results")).values()
     assert header == ["BLEU", "NIST", "METEOR", "ROUGE-L", "CIDEr"] and stated == expected
 
 
-@each_model
+@of_mini
 def test_every_cell_of_the_grid_has_been_run(results):
     n_seeds = {cell.name: len(grid.SEEDS) if cell.all_seeds else 1 for cell in grid.posters(0)}
     assert {name: len(cell.rows) for name, cell in summarise(results).items()} == n_seeds
+
+
+def test_each_cell_of_smollm2s_grid_has_been_run_or_is_said_to_be_missing():
+    results = ROOT / "results" / "smollm2"
+    cells = summarise(results)
+    planned = {cell.name: (cell.label, grid.seeds_of(cell, "smollm2")) for cell in grid.grid(0, "smollm2")}
+    for name, cell in cells.items():
+        assert {int(row["seed"]) for row in cell.rows} <= set(planned[name][1])
+    assert all(len(cells[name].rows) >= 2 for name in ("prefix5", "finetune"))
+    (said,) = re.findall(r"Not run: (.*)\.\n", (results / "table.md").read_text(encoding="utf-8"))[-1:] or [""]
+    assert set(said.split("; ")) - {""} == {label for name, (label, _) in planned.items() if name not in cells}
 
 
 @each_folder
@@ -106,7 +118,8 @@ def test_the_report_is_made_of_the_rows(results):
     cells = summarise(results)
     assert (results / "table.md").read_text(encoding="utf-8") == report.full_report(cells)
     assert (results / "samples.md").read_text(encoding="utf-8") == report.samples_report(results, cells)
-    for name in ("length", "modes", "loss", "time", "low_data") if results.name in MODELS else ("loss",):
+    drawn = {"mini": ("length", "modes", "loss", "time", "low_data"), "smollm2": ("loss", "time")}
+    for name in drawn.get(results.name, ("loss",)):
         assert ElementTree.parse(results / "figures" / f"{name}.svg").getroot().tag.endswith("svg")
         assert (results / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
@@ -179,7 +192,7 @@ def hours_of_a_run(one: dict) -> str:
 def test_the_numbers_in_the_findings_are_those_of_the_results():
     assert "](figures/length.png)" in FINDINGS
     findings = re.sub(r"<!-- results:(\S+) -->.*?<!-- /results:\1 -->|\]\(http\S+\)", "", FINDINGS, flags=re.S)
-    known = ELSEWHERE.keys() | set().union(*(known_numbers(ROOT / "results" / name) for name in MODELS + PARTS))
+    known = ELSEWHERE.keys() | set().union(*(known_numbers(ROOT / "results" / name) for name in {*MODELS, *PARTS}))
     for one in measured_training().values():
         known |= {f"{one['megabytes'] / 1000:.1f}", hours_of_a_run(one)}
     stated = re.findall(r"(?<![\w.])\d+\.\d+(?![\w.])", findings)
@@ -193,7 +206,7 @@ def elsewhere(cell: str, source: str) -> str:
     return found[1] if found else "–"
 
 
-@each_model
+@of_mini
 def test_the_findings_tables_state_each_number_of_its_own_cell(results):
     """The test above would not notice a number that belongs to another cell."""
     cells = summarise(results)
@@ -247,7 +260,7 @@ def test_the_findings_tables_state_each_number_of_its_own_cell(results):
     assert ratios == [f"{relative_time(cells['prefix5'], cells):.2f}", f"{poster:.2f}"]
 
 
-@each_model
+@of_mini
 def test_the_findings_state_the_decoding_with_each_length_norm(results):
     longer = results.with_name(f"{results.name}-5epochs")
     found = {
@@ -271,6 +284,80 @@ def test_the_findings_state_the_decoding_with_each_length_norm(results):
     assert expected["prefix, P = 5, five epochs"][0] == one_seed and one_seed in FINDINGS.split("Training time")[1]
 
 
+def test_smollm2s_findings_state_each_number_of_its_own_cell():
+    results = ROOT / "results" / "smollm2"
+    cells, of_mini_ = summarise(results), summarise(ROOT / "results" / "mini")
+    both = (cells, of_mini_)
+    bleu_of_cell = {name: [f"{100 * own[name].mean('BLEU'):.1f}" for own in both] for name in ("prefix5", "finetune")}
+    said = {name: [f"{100 * own[name].mean('values_said'):.1f} %" for own in both] for name in bleu_of_cell}
+    others = {name: [elsewhere(name, source) for source in ("paper", "poster")] for name in bleu_of_cell}
+    assert table_under("Prefix against fine-tuning", SMOLLM2) == {
+        "": ["SmolLM2, 500 steps", "mini, 4,207 steps", "paper", "poster"],
+        "prefix, P = 5: BLEU": [*bleu_of_cell["prefix5"], *others["prefix5"]],
+        "fine-tuning: BLEU": [*bleu_of_cell["finetune"], *others["finetune"]],
+        "prefix, P = 5: values said": [*said["prefix5"], "–", "–"],
+        "fine-tuning: values said": [*said["finetune"], "–", "–"],
+    }
+    assert {own["finetune"].first["steps"] for own in both} == {"500", "4207"}
+    for own, place in ((cells, "The prefix is "), (of_mini_, "where the difference is ")):
+        gap = 100 * (own["finetune"].mean("BLEU") - own["prefix5"].mean("BLEU"))
+        assert f"{place}{gap:.1f} " in SMOLLM2
+    falls = {}
+    for name in ("prefix5", "finetune"):
+        for row in cells[name].rows:
+            curve = read_rows(results / "curves" / f"{row['run']}.csv")
+            *_, before, last = (float(line["valid_loss"]) for line in curve if line["valid_loss"])
+            falls.setdefault(name, []).append(f"{before - last:.2f}")
+    stated = SMOLLM2.split("**Training time.**")[1].split("* **")[0]
+    assert re.findall(r"\d\.\d+", stated) == [*falls["prefix5"], *falls["finetune"]]
+    poster = grid.POSTER_MINUTES["prefix5"] / grid.POSTER_MINUTES["finetune"]
+    ratios = [f"{relative_time(own['prefix5'], own):.2f}" for own in both]
+    assert table_under("Time", SMOLLM2) == {
+        "": ["SmolLM2", "mini", "poster"],
+        "time of a prefix step, fine-tuning = 1": [*ratios, f"{poster:.2f}"],
+    }
+    measured = json.loads((ROOT / "results" / "no-amx" / "training-smollm2.json").read_text(encoding="utf-8"))
+    ratio = measured["ratios"]["prefix: ours / peer"]
+    assert f"a prefix trains {ratio['median']:.2f} times" in SMOLLM2.replace("\n", " ")
+    assert f"with {ratio['memory']:.2f} of the memory" in SMOLLM2.replace("\n", " ")
+    decoded = {(row["run"], row["length_norm"]): row for row in read_rows(results / "length_norm.csv")}
+    expected = {}
+    for label, run in (("prefix, P = 5", "prefix5-seed101"), ("fine-tune", "finetune-seed101")):
+        rows = [decoded[run, norm] for norm in ("total", "output")]
+        expected[label] = [f"{100 * float(row['BLEU']):.1f}" for row in rows] + [row["words_a_text"] for row in rows]
+        assert (
+            f"{rows[0]['words_a_text']} words a text" in SMOLLM2 or f"fine-tuning {rows[0]['words_a_text']}" in SMOLLM2
+        )
+    gap = 100 * (
+        float(decoded["finetune-seed101", "output"]["BLEU"]) - float(decoded["prefix5-seed101", "output"]["BLEU"])
+    )
+    assert f"the prefix is {gap:.1f} below fine-tuning" in SMOLLM2
+    header, *stated = table_under("seed 101", SMOLLM2).items()
+    assert dict(stated) == expected and [("BLEU" in name, "total" in name) for name in header[1]] == [
+        (True, True), (True, False), (False, True), (False, False)
+    ]  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not DATA.exists(), reason="needs E2E's files (../shared/e2e)")
+def test_the_values_that_smollm2s_texts_leave_out_are_those_stated():
+    groups = group_references(load_split(str(DATA), "test"))
+    fields = [field.split(" : ")[0] for source in groups for field in source.split(" | ")]
+    header, *stated = table_under("values left out", SMOLLM2).items()
+    for column, label in enumerate(header[1]):
+        cell, seed = label.split(", seed ")
+        outputs = outputs_of(
+            ROOT / "results" / "smollm2", f"{'prefix5' if cell == 'prefix' else cell.replace('-', '')}-seed{seed}"
+        )
+        left = [
+            value.split(" : ")[0]
+            for source, output in zip(groups, outputs)
+            for value in checker(str(DATA)).check(source, output).omitted
+        ]
+        for field, cells in stated:
+            assert cells[column] == f"{100 * left.count(field) / fields.count(field):.0f} %"
+
+
 def test_one_run_wrote_the_same_texts_in_every_way():
     found = json.loads((ROOT / "results" / "steady.json").read_text(encoding="utf-8"))
     assert [row["how"] for row in found["rows"]] == [how for how, *_ in steady.WAYS]
@@ -283,7 +370,7 @@ def test_one_run_wrote_the_same_texts_in_every_way():
             assert f"{report['contenders']['finetune, ours']['sentences_per_s']:.1f}" in stated, gpt2
 
 
-@each_model
+@of_mini
 def test_few_data_favour_fine_tuning_and_a_prefixs_loss_behaves_as_stated(results):
     rows = read_runs(results)
     for n in (50, 100, 200, 500):
@@ -329,7 +416,9 @@ def bleu_of(outputs: list[str]) -> float:
 
 
 @pytest.mark.slow
-@each_folder
+@pytest.mark.parametrize(
+    "results", [ROOT / "results" / name for name in ("mini", "mini-5epochs")], ids=lambda p: p.name
+)
 def test_the_decoding_with_each_length_norm_is_that_of_the_outputs(results):
     rows, runs = read_rows(results / "length_norm.csv"), read_runs(results)
     assert rows
