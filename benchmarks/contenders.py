@@ -17,7 +17,7 @@ import sys
 import time
 import traceback
 import warnings
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -29,6 +29,7 @@ import llama  # found through the line above, as are the next ones
 from e2e_data import Encoded
 from gpt2 import CONFIGS, GPT2
 from harness.files import InputError
+from harness.hub_files import hub_config
 from harness.machine import describe_machine
 from harness.settings import Settings
 from llama import Llama
@@ -149,35 +150,15 @@ def transformers_twin(model: GPT2 | Llama, dropout: float = 0.0):
     import transformers
 
     transformers.logging.set_verbosity_error()
-    c = model.config
-    if isinstance(model, Llama):
-        config = transformers.LlamaConfig(
-            num_hidden_layers=c.n_layer, num_attention_heads=c.n_head, num_key_value_heads=c.n_kv_head,
-            hidden_size=c.n_embd, intermediate_size=c.n_inner, max_position_embeddings=c.n_positions,
-            vocab_size=c.vocab_size, rms_norm_eps=c.eps, tie_word_embeddings=True, pad_token_id=None,
-            rope_parameters={"rope_type": "default", "rope_theta": c.rope_base}, bos_token_id=c.end_token,
-            eos_token_id=c.end_token,
-        )  # fmt: skip
-        twin = transformers.LlamaForCausalLM(config)  # not on "meta": it computes RoPE's frequencies
-        twin.model.load_state_dict(model.state_dict(), assign=True)
-        twin.tie_weights()
-        return twin
-    config = transformers.GPT2Config(
-        n_layer=c.n_layer,
-        n_head=c.n_head,
-        n_embd=c.n_embd,
-        n_positions=c.n_positions,
-        vocab_size=c.vocab_size,
-        bos_token_id=c.vocab_size - 1,
-        eos_token_id=c.vocab_size - 1,
-        resid_pdrop=dropout,
-        embd_pdrop=dropout,
-        attn_pdrop=dropout,
-    )
-    with torch.device("meta"):
-        twin = transformers.GPT2LMHeadModel(config)
-    twin.transformer.load_state_dict(model.state_dict(), assign=True)
-    twin.tie_weights()  # the output layer is wte
+    is_llama, end = isinstance(model, Llama), model.config.end_token
+    more = {"bos_token_id": end, "eos_token_id": end, "pad_token_id": None, "tie_word_embeddings": True}
+    if not is_llama:
+        more |= dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), dropout)
+    config = (transformers.LlamaConfig if is_llama else transformers.GPT2Config)(**hub_config(model.config) | more)
+    with nullcontext() if is_llama else torch.device("meta"):  # a Llama computes RoPE's frequencies
+        twin = (transformers.LlamaForCausalLM if is_llama else transformers.GPT2LMHeadModel)(config)
+    twin.base_model.load_state_dict(model.state_dict(), assign=True)
+    twin.tie_weights()  # the output layer is the embedding
     return twin
 
 

@@ -7,9 +7,9 @@
     python benchmarks/decoding.py --batch_size 16    in smaller batches
     python benchmarks/decoding.py --peer_batch_size 16    each side in batches that suit it
 
-Ours is `beam.beam_search` on a finished run, as evaluate.py loads it. The peer is
-GPT2LMHeadModel.generate(num_beams=5), with a prefix inside peft's PrefixTuningConfig, prompts padded on the left with
-an attention mask, the whole model in bf16 (which is faster than autocast).
+Ours is `beam.beam_search` on a finished run, as evaluate.py loads it. The peer is generate(num_beams=5) of
+GPT2LMHeadModel (LlamaForCausalLM for smollm2), with a prefix inside peft's PrefixTuningConfig, prompts padded on the
+left with an attention mask, the whole model in bf16 (which is faster than autocast).
 
 Equal on both sides: the weights (random: with forced length, speed does not depend on them), the prompts, in batches of
 64 as in evaluate.py (or --batch_size), in order of length, beam 5, and exactly 30 new tokens for each (ours bans the
@@ -56,7 +56,6 @@ from contenders import (
 
 from beam import NextWords, beam_search
 from e2e_data import encode_prompt, group_references, load_split, load_tokenizer
-
 from harness.door import set_allocator
 from harness.files import InputError, exit_on_input_error
 from harness.runs import load_run, save_learned, start_model, trained_file, write_json

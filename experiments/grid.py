@@ -16,6 +16,7 @@ steps is all warm-up.
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from e2e_data import load_split
 from harness.files import InputError
@@ -166,9 +167,9 @@ def plan(base: dict, rates: dict[str, float], folder: str, seeds: tuple[int, ...
     given = Settings(**base)
     n_train = len(load_split(given.data, "train"))
     n_words = len(init_tokens(replace(given, init_text=WORDS)))
-    runs = []
-    for cell in grid(n_words, given.model):
-        for seed in seeds_of(cell, given.model, seeds):
+    model, runs = Path(given.model).name, []  # the name that runs.csv has
+    for cell in grid(n_words, model):
+        for seed in seeds_of(cell, model, seeds):
             name = f"{cell.name}-seed{seed}" if cell.rate else cell.name
             if cell.rate is None:  # only the decoding settings matter; mode "finetune" has no prefix
                 settings, steps = replace(given, mode="finetune", seed=seed, out=f"{folder}/{name}").resolve(), 0

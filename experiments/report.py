@@ -141,12 +141,14 @@ def notes(cells: dict[str, Summary]) -> str:
 
 
 def not_run(cells: dict[str, Summary], names: Iterable[str]) -> str:
-    """A sentence that names the missing cells; "" if none is missing, or of an experiment none was run."""
+    """A sentence that names the missing cells, "" if none is missing.
+
+    A model with a grid of its own misses what that has; another, what the experiments have of which some cell was run.
+    """
     model = next(iter(cells.values())).first["model"]
-    both = (posters(0), combinations())
-    begun = [e for e in both if model in PARTIAL or any(cell.name in cells for cell in e)]
-    planned = grid(0, model)
-    labels = {cell.name: cell.label for experiment in begun for cell in experiment if cell in planned}
+    experiments = [grid(0, model)] if model in PARTIAL else [posters(0), combinations()]
+    begun = [cells_of_it for cells_of_it in experiments if any(cell.name in cells for cell in cells_of_it)]
+    labels = {cell.name: cell.label for experiment in begun for cell in experiment}
     missing = [labels[name] for name in names if name in labels and name not in cells]
     return f" Not run: {'; '.join(missing)}." if missing else ""
 

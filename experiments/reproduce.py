@@ -5,7 +5,7 @@
     python experiments/reproduce.py --dry_run                               list the runs and the estimated time
     python experiments/reproduce.py --only "prefix*" finetune --epochs 1    some of the runs, shortened
 
-A model with a grid of its own (smollm2) runs that part. A run is `train.train` followed by `evaluate.evaluate_run`,
+A model with a grid of its own (smollm2) runs only that. A run is `train.train` followed by `evaluate.evaluate_run`,
 with the settings of grid.py. A run with a row in results/MODEL/runs.csv is skipped. A run that was stopped, in training
 or after it, continues where it stopped. A run that fails is reported, and the others continue. GPT-2's published sizes
 use the paper's learning rates, or those of results/MODEL/search.csv if that file exists; for any other model the rates

@@ -258,14 +258,16 @@ def test_decoding_alone_reports_how_cost_grows(small, tmp_path, monkeypatch, cap
     assert "beam_size" in capsys.readouterr().out
 
 
-def test_every_text_has_the_forced_length(small, tmp_path):
-    settings = Settings(mode="prefix", model=str(small / "model"), device="cpu", dtype="fp32").resolve()
+@pytest.mark.parametrize("model", ["model", "llama"])
+def test_both_sides_write_the_same_texts_of_the_forced_length(small, tmp_path, model):
+    settings = Settings(mode="prefix", model=str(small / model), device="cpu", dtype="fp32").resolve()
+    config = load_config(settings.model)
     run = decoding.make_run(tmp_path / "run", settings)
-    batches = decoding.in_batches(sorted(contenders.prompts_like_e2e(50, 401), key=len), 6, 4)
+    batches = decoding.in_batches(sorted(contenders.prompts_like_e2e(50, config.vocab_size), key=len), 6, 4)
     assert [len(prompts) for prompts in batches] == [4, 2]
-    for side in (decoding.Ours, decoding.Peer):
-        found = side(run, "cpu", "fp32").decode(batches, 5, 25)
-        assert [len(ids) for ids in found] == [25] * 6 and all(400 not in ids for ids in found)
+    ours, theirs = (side(run, "cpu", "fp32").decode(batches, 5, 25) for side in (decoding.Ours, decoding.Peer))
+    assert ours == theirs and [len(ids) for ids in ours] == [25] * 6
+    assert all(config.end_token not in ids for ids in ours)
 
 
 # ----------------------------------------------------------------------------- what both share

@@ -204,7 +204,7 @@ def test_a_models_own_grid_is_a_part_of_the_whole(world, tmp_path, monkeypatch):
     assert set(grid.PARTIAL["smollm2"]) <= cells
     base = {"model": str(world / "model"), "data": str(world / "data"), "max_steps": 3, "device": "cpu"}
     monkeypatch.setitem(
-        grid.PARTIAL, base["model"], {"prefix5": 2, "finetune": 3, "prefix1": 1, "low200-prefix": 1, "low500-prefix": 1}
+        grid.PARTIAL, "model", {"prefix5": 2, "finetune": 3, "prefix1": 1, "low200-prefix": 1, "low500-prefix": 1}
     )
     runs = [run.name for run in grid.plan(base, grid.PUBLISHED_RATES, "runs")]
     assert runs == ["prefix5-seed101", "prefix5-seed102", "finetune-seed101", "finetune-seed102", "finetune-seed103",
@@ -213,7 +213,7 @@ def test_a_models_own_grid_is_a_part_of_the_whole(world, tmp_path, monkeypatch):
     monkeypatch.setattr(search, "try_rate", lambda run, lr: tried.append(run.cell.name) or abs(lr - 1e-3))
     search.search(tmp_path, tmp_path / "runs", base, max_steps=2)
     assert set(tried) == {"prefix5", "finetune", "low200-prefix"}  # in place of low100-prefix
-    row = {"model": base["model"]}
+    row = {"model": "model"}
     found = {name: summary.Summary(name, [row]) for name in ("prefix5", "prefix1")}
     assert report.not_run(found, report.MAIN) == " Not run: fine-tune."
 

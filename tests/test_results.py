@@ -27,8 +27,8 @@ DATA = ROOT.parent / "shared" / "e2e"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 MODELS = ["mini", "smollm2"]  # a reader may have made results of other models
 FINDINGS, SMOLLM2 = ((ROOT / "results" / model / "README.md").read_text(encoding="utf-8") for model in MODELS)
-PARTS = sorted(set(re.findall(r"\]\(\.\./([^/).]+)/?\)", FINDINGS)))  # results of some cells, with other settings
-FOLDERS = sorted({*MODELS, *PARTS})
+PARTS = sorted({*re.findall(r"\]\(\.\./([^/).]+)/?\)", FINDINGS)} - {*MODELS})  # some cells, with other settings
+FOLDERS = MODELS + PARTS
 each_model = pytest.mark.parametrize("results", [ROOT / "results" / model for model in MODELS], ids=MODELS)
 of_mini = pytest.mark.parametrize("results", [ROOT / "results" / "mini"], ids=["mini"])
 each_folder = pytest.mark.parametrize("results", [ROOT / "results" / name for name in FOLDERS], ids=FOLDERS)
@@ -55,7 +55,7 @@ def table_under(title: str, text: str = FINDINGS) -> dict[str, list[str]]:
 
 
 def test_the_documents_show_results():
-    assert "mini-5epochs" in PARTS and set(PARTS) <= {"mini-5epochs", "smollm2"}
+    assert PARTS == ["mini-5epochs"] and "](../smollm2)" in FINDINGS
 
 
 def test_the_generated_tables_are_those_of_the_results():
@@ -192,7 +192,7 @@ def hours_of_a_run(one: dict) -> str:
 def test_the_numbers_in_the_findings_are_those_of_the_results():
     assert "](figures/length.png)" in FINDINGS
     findings = re.sub(r"<!-- results:(\S+) -->.*?<!-- /results:\1 -->|\]\(http\S+\)", "", FINDINGS, flags=re.S)
-    known = ELSEWHERE.keys() | set().union(*(known_numbers(ROOT / "results" / name) for name in {*MODELS, *PARTS}))
+    known = ELSEWHERE.keys() | set().union(*(known_numbers(ROOT / "results" / name) for name in ["mini", *PARTS]))
     for one in measured_training().values():
         known |= {f"{one['megabytes'] / 1000:.1f}", hours_of_a_run(one)}
     stated = re.findall(r"(?<![\w.])\d+\.\d+(?![\w.])", findings)
@@ -286,8 +286,8 @@ def test_the_findings_state_the_decoding_with_each_length_norm(results):
 
 def test_smollm2s_findings_state_each_number_of_its_own_cell():
     results = ROOT / "results" / "smollm2"
-    cells, of_mini_ = summarise(results), summarise(ROOT / "results" / "mini")
-    both = (cells, of_mini_)
+    cells, minis = summarise(results), summarise(ROOT / "results" / "mini")
+    both = (cells, minis)
     bleu_of_cell = {name: [f"{100 * own[name].mean('BLEU'):.1f}" for own in both] for name in ("prefix5", "finetune")}
     said = {name: [f"{100 * own[name].mean('values_said'):.1f} %" for own in both] for name in bleu_of_cell}
     others = {name: [elsewhere(name, source) for source in ("paper", "poster")] for name in bleu_of_cell}
@@ -299,9 +299,11 @@ def test_smollm2s_findings_state_each_number_of_its_own_cell():
         "fine-tuning: values said": [*said["finetune"], "–", "–"],
     }
     assert {own["finetune"].first["steps"] for own in both} == {"500", "4207"}
-    for own, place in ((cells, "The prefix is "), (of_mini_, "where the difference is ")):
+    said_of = {"SmolLM2": ("The prefix is ", "On SmolLM2 it is "), "mini": ("the difference is ", "on mini it is ")}
+    for own, (place, front_place) in zip(both, said_of.values()):
         gap = 100 * (own["finetune"].mean("BLEU") - own["prefix5"].mean("BLEU"))
-        assert f"{place}{gap:.1f} " in SMOLLM2
+        assert f"{place}{gap:.1f} " in SMOLLM2.replace("\n", " ")
+        assert f"{front_place}{gap:.1f} " in README.replace("\n", " ")
     falls = {}
     for name in ("prefix5", "finetune"):
         for row in cells[name].rows:
@@ -325,17 +327,28 @@ def test_smollm2s_findings_state_each_number_of_its_own_cell():
     for label, run in (("prefix, P = 5", "prefix5-seed101"), ("fine-tune", "finetune-seed101")):
         rows = [decoded[run, norm] for norm in ("total", "output")]
         expected[label] = [f"{100 * float(row['BLEU']):.1f}" for row in rows] + [row["words_a_text"] for row in rows]
-        assert (
-            f"{rows[0]['words_a_text']} words a text" in SMOLLM2 or f"fine-tuning {rows[0]['words_a_text']}" in SMOLLM2
-        )
-    gap = 100 * (
-        float(decoded["finetune-seed101", "output"]["BLEU"]) - float(decoded["prefix5-seed101", "output"]["BLEU"])
-    )
-    assert f"the prefix is {gap:.1f} below fine-tuning" in SMOLLM2
+    words = [expected[label][2] for label in ("prefix, P = 5", "fine-tune")]
+    assert f"the prefix writes {words[0]} words a text, fine-tuning {words[1]}" in SMOLLM2
+    gaps = [
+        100 * (float(decoded["finetune-seed101", norm]["BLEU"]) - float(decoded["prefix5-seed101", norm]["BLEU"]))
+        for norm in ("total", "output")
+    ]
+    assert f"the gap shrinks from {gaps[0]:.1f} to {gaps[1]:.1f}" in SMOLLM2.replace("\n", " ")
     header, *stated = table_under("seed 101", SMOLLM2).items()
     assert dict(stated) == expected and [("BLEU" in name, "total" in name) for name in header[1]] == [
         (True, True), (True, False), (False, True), (False, False)
     ]  # fmt: skip
+
+
+def test_what_the_front_page_says_of_smollm2s_cost_is_recorded():
+    row = read_runs(ROOT / "results" / "smollm2")["prefix5-seed101"]
+    said = README.replace("\n", " ")
+    minutes = [float(row[name]) / 60 for name in ("training_seconds", "decoding_seconds")]
+    assert "{:.0f} minutes of training and {:.0f} of decoding on one core".format(*minutes) in said
+    hours = 21_035 * float(row["training_seconds"]) / int(row["steps"]) / 3600
+    assert "Five epochs take half a day" in said and 10 < hours < 14
+    measured = json.loads((ROOT / "results" / "no-amx" / "training-smollm2.json").read_text(encoding="utf-8"))
+    assert f"{measured['contenders']['prefix, ours']['megabytes'] / 1000:.1f} GB of memory" in said
 
 
 @pytest.mark.slow
@@ -344,6 +357,7 @@ def test_the_values_that_smollm2s_texts_leave_out_are_those_stated():
     groups = group_references(load_split(str(DATA), "test"))
     fields = [field.split(" : ")[0] for source in groups for field in source.split(" | ")]
     header, *stated = table_under("values left out", SMOLLM2).items()
+    assert len(header[1]) == 4 and len(stated) == 6
     for column, label in enumerate(header[1]):
         cell, seed = label.split(", seed ")
         outputs = outputs_of(
