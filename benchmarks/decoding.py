@@ -6,6 +6,7 @@
     python benchmarks/decoding.py --long             all 630 tables in each round
     python benchmarks/decoding.py --batch_size 16    in smaller batches
     python benchmarks/decoding.py --peer_batch_size 16    each side in batches that suit it
+    python benchmarks/decoding.py --modes finetune lora --alone    what a merged LoRA costs: nothing
 
 Ours is `beam.beam_search` on a finished run, as evaluate.py loads it. The peer is generate(num_beams=5) of
 GPT2LMHeadModel (LlamaForCausalLM for smollm2), with a prefix inside peft's PrefixTuningConfig, prompts padded on the
@@ -78,8 +79,8 @@ def main() -> None:
         "--modes",
         nargs="+",
         default=["finetune", "prefix"],
-        choices=("finetune", "prefix"),
-        help="a model without and with a prefix of 5 (default: both)",
+        choices=("finetune", "prefix", "lora"),
+        help="a model without a prefix, with one of 5, with a LoRA merged into it (default: finetune prefix)",
     )
     parser.add_argument(
         "--dtype", default="auto", choices=("auto", "bf16", "fp32"), help="(default: bf16 if the hardware has it)"
@@ -152,7 +153,8 @@ def make_run(folder: Path, settings: Settings) -> Path:
     model, prefix = start_model(dataclasses.replace(settings, device="cpu", dtype="fp32"))
     write_json(folder / "settings.json", dataclasses.asdict(settings))
     write_json(folder / "summary.json", {})
-    save_learned(model, prefix, trained_file(folder, settings.finetunes), settings.mode, settings.model)
+    path = trained_file(folder, settings.finetunes, settings.adapts)
+    save_learned(model, prefix, path, settings.mode, settings.model)
     return folder
 
 
@@ -210,7 +212,7 @@ class Peer:
         self.model, self.device, self.end = transformers_twin(model), device, model.config.end_token
         if dtype == "bf16":
             self.model.to(torch.bfloat16)
-        if not settings.finetunes:
+        if settings.mode == "prefix":  # load_run has merged a LoRA
             self.model = peft_prefix(
                 self.model, load_prefix(trained_file(run, settings.finetunes), model.config), mid_dim=0
             )
@@ -276,7 +278,8 @@ def take_turns(runs: dict[str, Path], settings: Settings, prompts: list[list[int
 
 def ratios(figures: dict[str, dict], single: str) -> dict[str, dict]:
     """The ratios of those pairs that were measured. single: the mode that was also decoded one at a time."""
-    pairs = {f"{mode}: ours / peer": (f"{mode}, ours", f"{mode}, peer") for mode in ("finetune", "prefix")}
+    pairs = {f"{mode}: ours / peer": (f"{mode}, ours", f"{mode}, peer") for mode in ("finetune", "prefix", "lora")}
+    pairs["ours: lora, merged / finetune"] = ("lora, ours", "finetune, ours")
     for side in ("peer", "ours"):
         name = f"{side} one at a time in fp32"
         pairs[f"{single}: ours / {name}"] = (f"{single}, ours", f"{single}, {side}, one at a time in fp32")

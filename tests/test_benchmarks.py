@@ -376,11 +376,13 @@ def stated_row(name: str, ratio_name: str) -> list[str]:
     report = load_report(name)
     mode, ratio = ratio_name.split(":")[0], report["ratios"][ratio_name]
     if mode == "ours":
-        pair = ("prefix, ours", "finetune, ours")
+        pair = tuple(f"{side.split(',')[0]}, ours" for side in ratio_name.removeprefix("ours: ").split(" / "))
+    elif ratio_name.endswith("the peer's lora"):
+        pair = (f"{mode}, ours", "lora, peer")
     else:
         pair = (f"{mode}, ours", f"{mode}, peer{', one at a time in fp32' * ('fp32' in ratio_name)}")
     unit = "examples_per_s" if "training" in name else "sentences_per_s"
-    digits = 0 if ratio["median"] > 10 else 1
+    digits = 0 if ratio["median"] > 10 else 2 if "lora" in name and mode == "ours" else 1
     out = f" --out results/{name}.json" if name not in ("training", "decoding") else ""  # else it is the default
     return [
         *(f"{report['contenders'][contender][unit]:.1f}" for contender in pair),
@@ -407,7 +409,7 @@ def stated_scorer_row(name: str) -> list[str]:
     ]
 
 
-PREFIX, FINETUNE = "prefix: ours / peer", "finetune: ours / peer"
+PREFIX, FINETUNE, LORA = (f"{mode}: ours / peer" for mode in ("prefix", "finetune", "lora"))
 WITH_AMX = [
     ("training", PREFIX),
     ("training", FINETUNE),
@@ -444,6 +446,31 @@ def test_the_studys_tables_are_what_was_measured(title, measured, scores):
     reports = [load_report(name) for name in dict.fromkeys(name for name, _ in measured)]
     assert all(report["model"].startswith("gpt2,") for report in reports)
     assert len({report["machine"]["processor"] for report in reports}) == 1
+
+
+def test_loras_rows_are_what_was_measured_and_what_was_asked():
+    trained = ("prefix: ours / peer", "lora: ours / peer", "prefix+lora: ours / the peer's lora")
+    trained += ("ours: lora / prefix", "ours: prefix+lora / prefix")
+    measured = [("training-lora", name) for name in trained] + [("decoding-lora", "ours: lora, merged / finetune")]
+    assert [row[1:] for row in table_rows(section("LoRA"))] == [stated_row(*one) for one in measured]
+    reports = {name: load_report(name) for name, _ in measured}
+    machines = [report["machine"] for report in reports.values()]
+    assert machines[0] == machines[1] == load_report("training")["machine"]
+    ratio = [reports[name]["ratios"][which]["median"] for name, which in measured]
+    assert min(ratio[1:3]) >= 3 and min(ratio[3:5]) >= 0.85 and abs(ratio[5] - 1) <= 0.03
+    losses = [one["first_loss"] for name, one in reports["training-lora"]["contenders"].items() if name[:4] == "lora"]
+    assert abs(losses[0] - losses[1]) < training.TOLERANCE["bf16"]
+
+
+def test_a_merged_lora_is_decoded_beside_the_plain_model(small, tmp_path, monkeypatch):
+    out = tmp_path / "decoding.json"
+    flags = "--modes finetune lora --rounds 1 --sentences 3 --new_tokens 6 --single 0 --dtype fp32".split()
+    run_here(monkeypatch, decoding, "--model", str(small / "model"), *flags, "--out", str(out))
+    report = json.loads(out.read_text())
+    pairs = {name: (f"{name.split(':')[0]}, ours", f"{name.split(':')[0]}, peer") for name in (FINETUNE, LORA)}
+    pairs["ours: lora, merged / finetune"] = ("lora, ours", "finetune, ours")
+    check_report(report, "sentences_per_s", 1, pairs)
+    assert report["same_texts"] == {"finetune": [3, 3], "lora": [3, 3]}  # untrained, a LoRA changes nothing
 
 
 def test_smollm2s_row_is_what_was_measured():
