@@ -1,6 +1,6 @@
 """The parallel adapter (He et al. 2022, "Towards a Unified View of Parameter-Efficient Transfer Learning").
 
-The model stays frozen. Each layer's MLP gets a small learned network beside it, which reads the MLP's input (section
+The model stays frozen. Each layer's MLP gets a small learned network in parallel, which reads the MLP's input (section
 3.3; in code through `MLP.output_hook`):
 
     y  =  MLP(x) + s relu(x D) U        D [C, r], U [r, C]; s = 4, not learned
@@ -9,7 +9,7 @@ U is zero at the start, so training begins at the frozen model; D begins as LoRA
 this is the paper's best mixture ("MAM": a prefix of 30 positions and r = 512). Because of the relu it cannot be merged
 into the weights, as LoRA can. Left out: biases, adapters beside attention or in sequence.
 
-Use: as lora.py's, but for merging.
+Use: as in lora.py, without merge.
 
 Shapes: C width, r the adapter's width, L layers.
 """

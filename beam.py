@@ -11,9 +11,9 @@ survive. One that ends (its token is the end token, and it is among the K best) 
                                              "none"    1, the poster
 
 The search for a prompt stops when K hypotheses have ended and the best running one, at its present length, does not
-score above the worst of them. (Under a division by length a longer text may still win; this is the heuristic that
-today's libraries call early_stopping=False. The paper's code compares the best of all continuations, including those
-that have just ended.)
+score above the worst of them. (This is a heuristic, early_stopping=False in transformers: with a score divided by
+length, a longer text could still win. The paper's code compares the best of all continuations instead, those that have
+just ended included.)
 
 Prompts of different lengths are padded on the right. Causality hides the padding from the prompt's own tokens, a mask
 hides it from the later ones. Left out: sampling, and any hypothesis but the best.

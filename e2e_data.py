@@ -11,7 +11,7 @@ the same source string. Its sentences are kept as they are. They are not tokenis
 files have "family - friendly ."), which moves BLEU by points, so scores on the two kinds of references are not
 comparable.
 
-The model reads (section 6.3; <|endoftext|> is the separator and the end token):
+The model reads (section 5.3 and the paper's code; <|endoftext|> is the separator and the end token):
 
     " " + source + " <|endoftext|> " + target + " <|endoftext|>"
     |------------ prompt ---------|----------- scored ----------|

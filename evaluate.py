@@ -1,4 +1,4 @@
-"""Evaluation: decode the test tables with beam search, score the sentences, print the table.
+"""Evaluation: decode the test tables with beam search, score the sentences, print the scores.
 
     python evaluate.py --run runs/gpt2-prefix5                    decode and score a run's test set
     python evaluate.py --run runs/gpt2-prefix5 --table "name : Blue Spice | area : riverside"      one sentence
@@ -63,7 +63,7 @@ def decode(
     """A sentence for each source, in the order of the sources, by beam search in batches of similar length.
 
     max_new_tokens  as in beam_search, one number or one a source
-    batch_size      tables at a time. On two CPU cores, 64 took a tenth less time than 32 and a quarter less than 16
+    batch_size      tables at a time. The more, the faster and the more memory (benchmarks/README.md)
     next_words      as in beam_search
     show            print progress on a terminal
     shelf           attached to the model: a source may begin with a task's token (tasks.py)
@@ -285,11 +285,11 @@ def main(argv: list[str] | None = None) -> None:
         description="Decode and score a run, ask a run or a shelf of tasks, or score outputs against references.",
     )
     run = parser.add_argument_group("decode a run and score it")
-    run.add_argument("--run", help="a folder that train.py wrote")
+    run.add_argument("--run", help="a folder that train.py wrote, or an adapter of PEFT's")
     run.add_argument("--table", help="answer this request only: 'name : Blue Spice | area : riverside'")
     run.add_argument("--split", choices=("test", "valid"), help="what to decode (default: test)")
     run.add_argument("--batch_size", type=int, help="requests decoded at a time (default: 64)")
-    add_flags(run, OWN, default="the run's own; of a shelf: its model's, and those of train.py")
+    add_flags(run, OWN, default="the run's own; with --shelf its model, and train.py's defaults")
     add_flags(run, HERE)
     shelf = parser.add_argument_group("ask a shelf of tasks (or a run)")
     shelf.add_argument("--shelf", help="a folder that train.py --task wrote; alone: list its tasks")

@@ -7,8 +7,9 @@ The model reads token ids t_1 .. t_T and gives, at each position, the logits of 
     x_l     = x'_l + MLP(LayerNorm(x'_l))
     logits  = LayerNorm(x_L) wte^T                           (the input embedding, used again)
 
-    Attention:  head_h = softmax(q_h k_h^T / sqrt(D) + causal mask) v_h,   heads concatenated, times c_proj
-    MLP:        gelu(x c_fc) c_proj
+    Attention:  [q k v] = x c_attn, each split into H heads of size D
+                head_h = softmax(q_h k_h^T / sqrt(D) + causal mask) v_h,   heads concatenated, times c_proj
+    MLP:        gelu(x c_fc) c_proj                      each product with a weight matrix c_.. adds its bias
 
 Three hooks are not in a plain GPT-2: on the keys and values of each layer (`Attention.kv_hook`), on the tokens,
 positions and mask of a forward pass (`GPT2.input_hook`), on what a projection or an MLP returns (`output_hook`). The
@@ -202,7 +203,8 @@ class Block(nn.Module):
 
 
 class GPT2(nn.Module):
-    """The language model. Dropout acts in training mode only, at GPT-2's three places."""
+    """The language model. Dropout acts in training mode only: on the input embeddings, on the attention
+    weights, and on what each attention and each MLP returns."""
 
     def __init__(self, config: GPT2Config, dropout: float = 0.0):
         super().__init__()

@@ -1,7 +1,7 @@
 """Llama (Touvron et al. 2023, "LLaMA: Open and Efficient Foundation Language Models"; SmolLM2 is one).
 
-The second model, for what is to be learned on a pretrained model that can be had from a package index. It reads token
-ids t_1 .. t_T as gpt2.py does and differs in four places:
+The second model. The weights of a pretrained one, SmolLM2, can be installed as a Python package. It reads token ids
+t_1 .. t_T as gpt2.py does and differs in the norm, the MLP, grouped attention and the positions, and has no biases:
 
     x_0     = embed_tokens[t]
     x'_l    = x_(l-1) + Attention(RMSNorm(x_(l-1)))          for the layers l = 1 .. L
@@ -13,10 +13,11 @@ ids t_1 .. t_T as gpt2.py does and differs in four places:
     Attention   head_h = softmax(R q_h (R k_g)^T / sqrt(D) + causal mask) v_g            heads concatenated, times W_o
                 grouped: H query heads share G key/value heads, g = h // (H / G)         Ainslie et al. 2023
     R           RoPE: at position p, R turns each pair (x_i, x_(i + D/2)) by the angle   Su et al. 2021
-                p / base^(2i/D), so q k^T depends on the distance of two tokens only
+                p / base^(2i/D), so positions enter (R q)(R k)^T only through their difference
 
-It has GPT-2's three hooks. `Attention.kv_hook` sees the keys after R, as the cache stores them: what it puts in front
-is not turned, so a learned key has no position of its own and every token sees it unchanged.
+W is [n_in, n_out] here; in the code its transpose, as nn.Linear stores it. It has GPT-2's three hooks.
+`Attention.kv_hook` sees the keys after R, as the cache stores them: what it puts in front is not turned again, so a
+learned key acts as one at position 0.
 
 Parameter names and shapes are those of the hub's checkpoints without `model.`. Left out: dropout, which Llamas are
 trained without; scaled RoPE for longer contexts; a separate output matrix.

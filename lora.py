@@ -6,7 +6,8 @@ The model stays frozen. Chosen weight matrices get a learned change of low rank 
     y  =  x W + b + (alpha / r) x A B        W [n_in, n_out], A [n_in, r], B [r, n_out]; a Llama has no b
 
 B is zero at the start, so training begins at the frozen model; A is uniform in +-1 / sqrt(n_in) (Kaiming's with
-a = sqrt(5)). In training, dropout may act on the x of the change. The matrices of a layer, by the names of --lora_on:
+a = sqrt(5)). In training, dropout may be applied to the x of the second term. The matrices, by their names in
+--lora_on:
 
     q k v    attention's queries, keys and values (in GPT-2 side by side in c_attn), each with a pair of its own
     proj     attention's output projection
@@ -47,9 +48,9 @@ def matrices_of(config: GPT2Config) -> tuple[str, ...]:
 MATRICES = matrices_of(GPT2Config())  # GPT-2's
 
 
-def start_of(n_in: int, n_out: int) -> nn.Parameter:
-    """A pair's first matrix [n_in, n_out] before training; its second is zero."""
-    return nn.Parameter(torch.empty(n_in, n_out).uniform_(-1, 1) / math.sqrt(n_in))
+def start_of(n_in: int, r: int) -> nn.Parameter:
+    """A pair's first matrix [n_in, r] before training; its second is zero."""
+    return nn.Parameter(torch.empty(n_in, r).uniform_(-1, 1) / math.sqrt(n_in))
 
 
 class OutputHooks(nn.Module):
@@ -76,7 +77,7 @@ class OutputHooks(nn.Module):
 
     @classmethod
     def shaped_like(cls, config: GPT2Config, tensors: dict[str, Tensor], about: dict[str, str]) -> "OutputHooks":
-        """One whose `tensors` and `about` are of these shapes. Raises ValueError or KeyError when there is none."""
+        """A new one with tensors of these shapes. Raises ValueError or KeyError if they are no set of this kind."""
         raise NotImplementedError
 
     # ------------------------------------------------------------------- on a model
@@ -84,7 +85,7 @@ class OutputHooks(nn.Module):
     def attach(self, model: GPT2):
         """Set the hooks. Returns self.
 
-        Raises InputError if this does not fit the model, or either of the two is attached already.
+        Raises InputError if this does not fit the model or is attached already, or the hooks are taken.
         """
         if model.config != self.config:
             raise InputError(f"this {self.mode} was made for {self.config}, not for {model.config}")
@@ -253,7 +254,7 @@ class LoRA(OutputHooks):
     def merge(self) -> None:
         """W' = W + (alpha / r) A B in the model that this is attached to; the hooks are removed.
 
-        Before the weights are rounded to bf16: a small change would be lost in the rounding of the sum.
+        Merge before the weights are rounded to bf16, so that the sum is rounded, and rounded once.
         """
         model = self.model()
         if self.kept:

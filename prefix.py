@@ -8,9 +8,11 @@ GPT-2 stays frozen. Each layer's attention gets P learned keys and values in fro
 Every token attends to them as if P earlier tokens had been read. Learning these numbers directly is unstable, so during
 training they are the output of a small network (section 4.3):
 
-    P_theta[i, :] = MLP_theta(P'_theta[i, :])        MLP: Linear(C, mid_dim), tanh, Linear(mid_dim, 2 L C)
+    P_theta[i, :] = MLP_theta(P'_theta[i, :])        MLP: Linear(C, mid_dim), tanh, Linear(mid_dim, 2 L H D)
 
-After training only the MLP's output is kept, P * 2 * L * C numbers; P' and the MLP are dropped.
+P' is learned too, [P, C]. Row i of P_theta holds position i's keys and values of all layers, so P_k,l is entry 2 l and
+P_v,l entry 2 l + 1 of every row (l from 0). After training only P_theta is kept, P * 2 * L * H * D numbers (in GPT-2
+H * D = C); P' and the MLP are dropped.
 
 The ablations (section 7) differ in where the activations come from, or in which tokens see them:
 
@@ -77,9 +79,9 @@ class Hooks(nn.Module):
         self.current: Tensor | None = None  # the activations that the current forward pass uses
 
     def attach(self, model: GPT2):
-        """Set the hooks: what `model` reads is now read with this prefix, or this shelf's. Returns self.
+        """Set the hooks: from now on `model` reads with this prefix, or with this shelf's prefixes. Returns self.
 
-        Raises InputError if the prefix does not fit the model, or either of the two is attached already.
+        Raises InputError if the prefix does not fit the model or is attached already, or the model has a prefix.
         """
         if model.config != self.config:
             raise InputError(f"this {self.kind} was made for {self.config}, not for {model.config}")
@@ -232,7 +234,8 @@ class Infix(Prefix):
     """The same activations between table and text: only the text attends to them.
 
     Attention does not depend on the order of the keys, so they can stay in front in memory. What makes them an infix is
-    the mask and the positions: the table's tokens are at 0 .. S - 1, the infix at S .. S + P - 1, the text after it.
+    the mask and the positions: a table of N tokens is at 0 .. N - 1, and the text begins at N + P, as if P tokens stood
+    between them.
     The separator, the model's end token, counts as text, because the first word of the text is predicted from it.
     """
 

@@ -48,7 +48,7 @@ def summed_loss(model: GPT2, batch: Batch, label_smoothing: float = 0.0) -> torc
 
 
 def learning_rate(peak: float, step: int, steps: int, warmup_steps: int = 0) -> float:
-    """Of step `step`, 0 is the first: rises linearly over the warm-up, then falls linearly, to 0 after the last."""
+    """The rate of a step, counted from 0: it rises linearly over the warm-up, then falls linearly to 0 at `steps`."""
     if step < warmup_steps:
         return peak * (step / warmup_steps)
     return peak * ((steps - step) / max(1, steps - warmup_steps))
@@ -82,7 +82,7 @@ def update(
 
     batches  the step's examples, in one or more pieces
     divisor  turns the sum into the mean: the number of sentences, or of scored tokens
-    lr       of the optimizer's groups; one with "relative" has that many times as much
+    lr       the learning rate; a parameter group with "relative" has that many times the rate
     max_norm the gradient norm above which gradients are scaled down; 0: no clipping
     """
     total = 0.0
