@@ -16,7 +16,7 @@ from experiments.summary import Summary, relative_time
 from harness.files import InputError
 
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#767676"
-PINK, SKY = "#CC79A7", "#56B4E9"
+PINK, SKY, BLACK = "#CC79A7", "#56B4E9", "#000000"
 COLOURS = {"prefix": BLUE, "infix": ORANGE, "embedding": GREEN, "finetune": RED, "zero-shot": GREY}
 STYLE = {
     "font.size": 13, "axes.labelsize": 13, "legend.fontsize": 12, "legend.frameon": False, "lines.linewidth": 2,
@@ -115,6 +115,7 @@ def stored(results: Path, cells: Cells) -> Figure | None:
         "adapter": (GREEN, "^", ["adapter16", "adapter64"]),
         "prefix + LoRA": (ORANGE, "s", ["prefix5-lora4", "prefix20-lora4"]),
         "prefix + LoRA, MLP too": (ORANGE, "D", ["prefix5-lora4-wide", "prefix20-lora16-wide"]),
+        "prefix + LoRA, two rates": (BLACK, "*", ["prefix5-lora4-rates", "prefix20-lora16-wide-rates"]),
         "prefix + adapter": (SKY, "^", ["prefix5-adapter16", "prefix20-adapter64"]),
     }
     for axes, column, scale in ((panels[0], "BLEU", 100), (panels[1], "valid_loss", 1)):

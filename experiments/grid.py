@@ -47,7 +47,7 @@ WIDE = {"lora_on": "q,v,fc,mlp"}
 PARTIAL = {
     "smollm2": {
         "finetune": 2, "prefix5": 2, "lora4": 1, "prefix10": 1, "prefix1": 1, "embedding10": 1, "infix10": 1,
-        "prefix5-lora4": 1, "prefix20": 1, "prefix3": 1, "low500-prefix": 3, "low500-finetune": 3,
+        "prefix5-lora4-rates": 1, "prefix20": 1, "prefix3": 1, "low500-prefix": 3, "low500-finetune": 3,
     },
 }  # fmt: skip
 
@@ -72,6 +72,12 @@ class Cell:
     rate: str | None = None  # the family whose learning rate it takes; None: no training
     prompt: str = ""  # words in front of each table
     all_seeds: bool = False  # one run per seed; otherwise the first seed only
+    lora_rate: str | None = None  # the family whose rate its LoRA takes; None: as the rest of the run
+
+    @property
+    def families(self) -> set[str]:
+        """The families whose learning rates it needs."""
+        return {family for family in (self.rate, self.lora_rate) if family}
 
 
 def grid(n_words: int, model: str = "") -> list[Cell]:
@@ -123,7 +129,8 @@ def posters(n_words: int) -> list[Cell]:
 def combinations() -> list[Cell]:
     """LoRA, the adapter, and each with a prefix, storing 24,576 to 405,504 numbers of mini.
 
-    lora4 has rank 4 on q and v; lora4-wide has it on q, v and both matrices of the MLP.
+    lora4 has rank 4 on q and v; lora4-wide has it on q, v and both matrices of the MLP. A mixture has one learning
+    rate, searched for it; in a cell that ends in -rates each part has the rate that was searched for it alone.
     """
     cells = [
         Cell(f"lora{r}", f"LoRA, r = {r} on q, v", {"mode": "lora", "lora_rank": r} | ALIKE, "lora", all_seeds=r == 4)
@@ -136,10 +143,15 @@ def combinations() -> list[Cell]:
     cells += [
         Cell(f"adapter{d}", f"adapter, width {d}", {"mode": "adapter", "adapter_dim": d}, "adapter") for d in (16, 64)
     ]
-    for P, r, on, all_seeds in ((5, 4, {}, True), (20, 4, {}, False), (5, 4, WIDE, False), (20, 16, WIDE, True)):
+    for P, r, on, repeated in ((5, 4, {}, True), (20, 4, {}, False), (5, 4, WIDE, False), (20, 16, WIDE, True)):
         name, where = f"prefix{P}-lora{r}" + ("-wide" if on else ""), "q, v, MLP" if on else "q, v"
         flags = {"mode": "prefix+lora", "prefix_len": P, "lora_rank": r} | on
-        cells.append(Cell(name, f"prefix, P = {P}, + LoRA, r = {r} on {where}", flags, "prefix-lora", "", all_seeds))
+        label = f"prefix, P = {P}, + LoRA, r = {r} on {where}"
+        cells.append(Cell(name, label, flags, "prefix-lora"))
+        if repeated:
+            cells.append(
+                Cell(f"{name}-rates", f"{label}, two rates", flags, "prefix", all_seeds=True, lora_rate="lora")
+            )
     for P, d in ((5, 16), (20, 64)):
         flags = {"mode": "prefix+adapter", "prefix_len": P, "adapter_dim": d}
         cells.append(Cell(f"prefix{P}-adapter{d}", f"prefix, P = {P}, + adapter, width {d}", flags, "prefix-adapter"))
@@ -174,20 +186,23 @@ def plan(base: dict, rates: dict[str, float], folder: str, seeds: tuple[int, ...
             if cell.rate is None:  # only the decoding settings matter; mode "finetune" has no prefix
                 settings, steps = replace(given, mode="finetune", seed=seed, out=f"{folder}/{name}").resolve(), 0
             else:
-                settings, steps = cell_settings(given, cell, seed, rates[cell.rate], n_train)
+                settings, steps = cell_settings(given, cell, seed, rates, n_train)
                 settings = replace(settings, out=f"{folder}/{name}").resolve()
             runs.append(Run(name, cell, settings, steps))
     return runs
 
 
-def cell_settings(given: Settings, cell: Cell, seed: int, lr: float, n_train: int) -> tuple[Settings, int]:
+def cell_settings(
+    given: Settings, cell: Cell, seed: int, rates: dict[str, float], n_train: int
+) -> tuple[Settings, int]:
     """The settings of a trained cell, before `resolve`, and its number of steps."""
     low = "train_examples" in cell.flags
     steps = given.max_steps or given.epochs * math.ceil(n_train / (given.batch_size or RECIPE["batch_size"]))
     if low:
         steps = min(cell.flags["max_steps"], given.max_steps or math.inf)
     settings = replace(
-        given, **cell.flags | {"max_steps": steps if low else given.max_steps}, seed=seed, lr=lr,
+        given, **cell.flags | {"max_steps": steps if low else given.max_steps}, seed=seed, lr=rates[cell.rate],
+        lora_lr=rates[cell.lora_rate] if cell.lora_rate else None,
         log_every=max(1, steps // 100), valid_every=math.ceil(steps / 5),  # with 5 epochs: after each epoch
     )  # fmt: skip
     return replace(settings, warmup_steps=min(settings.warmup_steps or 0, steps - 1)), steps

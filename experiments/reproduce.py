@@ -141,7 +141,7 @@ def main(argv: list[str] | None = None) -> None:
         everything = plan(base, PUBLISHED_RATES, str(folder), seeds)
         names = [run.name for run in everything]
         chosen = {run.name for run in (choose(everything, given.only) if given.only else everything)}
-        families = {run.cell.rate for run in everything if run.name in chosen and run.cell.rate}
+        families = {family for run in everything if run.name in chosen for family in run.cell.families}
         rates = rates_for(base, results, folder, families, given.dry_run, given.search_steps)
         runs = [run for run in plan(base, rates, str(folder), seeds) if run.name in chosen]
         if given.dry_run:

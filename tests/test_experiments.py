@@ -47,7 +47,7 @@ CELLS = (
     "prefix5-direct",
     "init-*",
     "low50-*",
-    "prefix5-lora4",
+    "prefix5-lora4-rates",
     "adapter16",
 )
 
@@ -122,7 +122,7 @@ def test_the_grid_is_the_posters_and_the_papers_with_train_pys_defaults(world):
         *(cell.name for cell in grid.combinations()),
     }
     several = {name for name, s in seeds.items() if s == [101, 102, 103]}
-    combined = {"lora4", "prefix5-lora4", "prefix20-lora16-wide"}
+    combined = {"lora4", "prefix5-lora4-rates", "prefix20-lora16-wide-rates"}
     assert several == {"finetune", "prefix5", "infix1", "infix10", "infix20", *low, *combined}
     assert all(s == [101] for name, s in seeds.items() if name not in several | {"zeroshot", "prompt"})
     defaults, tuned = (
@@ -195,6 +195,12 @@ def test_the_combinations_store_what_their_names_say_and_are_trained_alike(world
     stored = {s.out.removeprefix("runs/x/"): sum(start_model(s)[1].sizes().values()) for s in own}
     assert stored["lora4-seed101"] == 24_576 and stored["prefix5-lora4-seed101"] == 39_936
     assert stored["prefix20-lora16-wide-seed101"] == 405_504
+    rates = {"prefix": 1e-3, "lora": 1e-2, "prefix-lora": 3e-3}
+    runs = {run.name: run for run in grid.plan(base, grid.PUBLISHED_RATES | rates, "runs/x")}
+    for name in ("prefix5-lora4", "prefix20-lora16-wide"):
+        one, two = (runs[f"{name}{ending}-seed101"].settings for ending in ("", "-rates"))
+        assert (one.lr, one.lora_lr, two.lr, two.lora_lr) == (3e-3, None, 1e-3, 1e-2)
+        assert one == dataclasses.replace(two, lr=one.lr, lora_lr=None, out=one.out)
     assert min(stored.values()) > 15_360 and max(stored.values()) < 800_000
 
 
@@ -234,9 +240,9 @@ def test_a_grid_runs_from_end_to_end(world, made):
     rows = read_runs(made / "tiny")
     cells = (
         "finetune", "prefix5", "prefix1", "infix10", "embedding10", "prefix5-direct", "init-random", "init-words",
-        "low50-prefix", "low50-finetune", "adapter16", "prefix5-lora4",
+        "low50-prefix", "low50-finetune", "adapter16", "prefix5-lora4-rates",
     )  # fmt: skip
-    both = ("finetune", "prefix5", "infix10", "low50-prefix", "low50-finetune", "prefix5-lora4")
+    both = ("finetune", "prefix5", "infix10", "low50-prefix", "low50-finetune", "prefix5-lora4-rates")
     expected = [f"{cell}-seed{seed}" for cell in cells for seed in (1, 2) if seed == 1 or cell in both]
     assert list(rows) == ["zeroshot", "prompt", *expected]  # in the grid's order
     groups = group_references(load_split(str(world / "data"), "test"))
@@ -401,7 +407,7 @@ def test_a_dry_run_prints_runs_and_estimate_and_writes_nothing(world, tmp_path, 
     assert re.search(r"^prefix5-seed103 +4 steps  lr 8e-05 ", out, re.M) and not re.search(
         "^finetune|^infix", out, re.M
     )
-    assert "to be searched first" in out and re.search(r"^25 runs to go, estimated time: \d+:\d\d:\d\d$", out, re.M)
+    assert "to be searched first" in out and re.search(r"^27 runs to go, estimated time: \d+:\d\d:\d\d$", out, re.M)
     assert contents(tmp_path) == {}
     with pytest.raises(SystemExit) as stopped:
         reproduce.main(arguments(world, tmp_path, "--dry_run", "--only", "prefx*"))
@@ -604,7 +610,7 @@ def test_the_table_states_mean_and_spread_over_seeds(made, tmp_path):
     assert prefix5.startswith("| prefix, P = 5 | 1,280 (0.94 %) | 62.0 ± 2.8 |")
     assert (
         "± is the standard deviation over seeds (infix, P = 10: 2; prefix, P = 5: 2; fine-tune: 2;"
-        " prefix, P = 5, + LoRA, r = 4 on q, v: 2); the other rows are single runs" in table
+        " prefix, P = 5, + LoRA, r = 4 on q, v, two rates: 2); the other rows are single runs" in table
     )
     assert (
         "| *poster, prefix 0.1 %* | – | 68.5 | – | 8.71 | 44.3 | 70.4 | 2.34 | – |" in table
@@ -621,7 +627,7 @@ def test_published_rows_appear_for_e2e_only(made, tmp_path):
 
 def test_what_is_missing_is_said(made, tmp_path):
     cells = report.summarise(made / "tiny")
-    first = "Not run: prefix, P = 20; LoRA, r = 4 on q, v; prefix, P = 20, + LoRA, r = 16 on q, v, MLP."
+    first = "Not run: prefix, P = 20; LoRA, r = 4 on q, v; prefix, P = 20, + LoRA, r = 16 on q, v, MLP, two rates."
     assert first in report.main_table(cells)
     assert re.search(
         r"Not run: prefix, P = 3; .*infix, P = 1; infix, P = 20; .*fine-tune, 500 examples; LoRA, .*adapter, width 64;",
