@@ -147,11 +147,9 @@ def combinations() -> list[Cell]:
         name, where = f"prefix{P}-lora{r}" + ("-wide" if on else ""), "q, v, MLP" if on else "q, v"
         flags = {"mode": "prefix+lora", "prefix_len": P, "lora_rank": r} | on
         label = f"prefix, P = {P}, + LoRA, r = {r} on {where}"
-        cells.append(Cell(name, label, flags, "prefix-lora"))
+        cells.append(Cell(name, label, flags, "prefix-lora", all_seeds=repeated))
         if repeated:
-            cells.append(
-                Cell(f"{name}-rates", f"{label}, two rates", flags, "prefix", all_seeds=True, lora_rate="lora")
-            )
+            cells.append(Cell(f"{name}-rates", f"{label}, two rates", flags, "prefix", lora_rate="lora"))
     for P, d in ((5, 16), (20, 64)):
         flags = {"mode": "prefix+adapter", "prefix_len": P, "adapter_dim": d}
         cells.append(Cell(f"prefix{P}-adapter{d}", f"prefix, P = {P}, + adapter, width {d}", flags, "prefix-adapter"))

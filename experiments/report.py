@@ -29,7 +29,7 @@ from harness.files import InputError, exit_on_input_error, read_text, write_atom
 from harness.report import PERCENT, PUBLISHED
 
 MAIN = ("zeroshot", "prompt", "embedding10", "infix10", "prefix5", "prefix20", "finetune", "lora4",
-        "prefix5-lora4-rates", "prefix20-lora16-wide-rates")  # fmt: skip
+        "prefix5-lora4", "prefix20-lora16-wide")  # fmt: skip
 SECTIONS = {
     "Prefix length": ("prefix1", "prefix3", "prefix5", "prefix10", "prefix20", "prefix40", "finetune"),
     "Where the learned activations stand, and what computes them": (
@@ -41,7 +41,7 @@ SECTIONS = {
 }  # fmt: skip
 FRONT = "front"  # the front page's table
 FRONT_MODELS = {"smollm2": "SmolLM2-135M", "mini": "mini"}  # the results that its first rows come from, and their names
-FRONT_OURS = ("prefix5", "lora4", "prefix20-lora16-wide-rates", "finetune")
+FRONT_OURS = ("prefix5", "lora4", "prefix20-lora16-wide", "finetune")
 FRONT_PUBLISHED = (
     "GPT-2 medium, prefix 0.1 % (Li & Liang 2021)",
     "GPT-2 medium, fine-tune (Li & Liang 2021)",
