@@ -124,7 +124,7 @@ def stored(results: Path, cells: Cells) -> Figure | None:
                 x = [int(cell.first["parameters_stored"]) for cell in own]
                 y = [scale * cell.mean(column) for cell in own]
                 spread = [scale * (cell.spread(column) or 0) for cell in own]
-                line = "--" if marker == "D" else "-"
+                line = {"D": "--", "*": ""}.get(marker, "-")  # the mixtures with two rates are no curve
                 axes.errorbar(
                     x, y, yerr=spread if any(spread) else None, color=colour, marker=marker, linestyle=line, label=label
                 )

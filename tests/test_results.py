@@ -67,15 +67,18 @@ def test_the_generated_tables_are_those_of_the_results():
 def test_the_front_pages_scores_are_those_of_the_runs_and_of_the_published_ones():
     columns = {"BLEU": (100, 1), "NIST": (1, 2), "METEOR": (100, 1), "ROUGE_L": (100, 1), "CIDEr": (1, 2)}
     expected = []
-    for model, cell in product(("smollm2", "mini"), ("prefix5", "finetune")):
-        rows = read_runs(ROOT / "results" / model).values()
-        its = {
-            name: [scale * float(row[name]) for row in rows if row["cell"] == cell]
-            for name, (scale, _) in columns.items()
-        }
-        expected.append(
-            [f"{fmean(its[name]):.{digits}f} ± {stdev(its[name]):.{digits}f}" for name, (_, digits) in columns.items()]
-        )
+    for model, cell in product(("smollm2", "mini"), ("prefix5", "lora4", "prefix20-lora16-wide", "finetune")):
+        rows = [row for row in read_runs(ROOT / "results" / model).values() if row["cell"] == cell]
+        scores = {name: [scale * float(row[name]) for row in rows] for name, (scale, _) in columns.items()}
+        if len(rows) > 1:
+            expected.append(
+                [
+                    f"{fmean(own):.{columns[name][1]}f} ± {stdev(own):.{columns[name][1]}f}"
+                    for name, own in scores.items()
+                ]
+            )
+        elif rows:
+            expected.append([f"{own[0]:.{columns[name][1]}f}" for name, own in scores.items()])
     for start in ("GPT-2 medium, prefix", "GPT-2 medium, fine-tune", "poster, prefix", "poster, fine-tune"):
         (scores,) = (scores for name, scores in report.PUBLISHED.items() if name.startswith(start))
         nist = "NIST_perl" if start.startswith("poster") else "NIST"
@@ -87,7 +90,7 @@ def test_the_front_pages_scores_are_those_of_the_runs_and_of_the_published_ones(
 
 @of_mini
 def test_every_cell_of_the_grid_has_been_run(results):
-    n_seeds = {cell.name: len(grid.SEEDS) if cell.all_seeds else 1 for cell in grid.posters(0)}
+    n_seeds = {cell.name: len(grid.SEEDS) if cell.all_seeds else 1 for cell in grid.grid(0)}
     assert {name: len(cell.rows) for name, cell in summarise(results).items()} == n_seeds
 
 
@@ -118,7 +121,7 @@ def test_the_report_is_made_of_the_rows(results):
     cells = summarise(results)
     assert (results / "table.md").read_text(encoding="utf-8") == report.full_report(cells)
     assert (results / "samples.md").read_text(encoding="utf-8") == report.samples_report(results, cells)
-    drawn = {"mini": ("length", "modes", "loss", "time", "low_data"), "smollm2": ("loss", "time")}
+    drawn = {"mini": ("length", "modes", "loss", "time", "low_data", "stored"), "smollm2": ("loss", "time")}
     for name in drawn.get(results.name, ("loss",)):
         assert ElementTree.parse(results / "figures" / f"{name}.svg").getroot().tag.endswith("svg")
         assert (results / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
@@ -135,6 +138,8 @@ def test_every_run_has_the_rate_that_the_search_chose(results):
         assert {search.LADDER[i] for i in neighbours} <= losses.keys()  # the best is not at an end of what was tried
         own = {cell.name for cell in grid.grid(0) if cell.rate == family}
         assert {float(row["lr"]) for row in read_runs(results).values() if row["cell"] in own} <= {chosen}
+        own = {cell.name for cell in grid.grid(0) if cell.lora_rate == family}
+        assert {float(row["lora_lr"]) for row in read_runs(results).values() if row["cell"] in own} <= {chosen}
 
 
 @pytest.mark.slow
@@ -172,6 +177,7 @@ def known_numbers(folder: Path) -> set[str]:
     """The numbers in a results folder, as the documents write them."""
     known = set(re.findall(r"\d+\.\d+", (folder / "table.md").read_text(encoding="utf-8")))
     known |= {f"{float(row['valid_loss']):.2f}" for row in read_runs(folder).values() if row["valid_loss"]}
+    known |= {f"{loss:.2f}" for cell in summarise(folder).values() if (loss := cell.mean("valid_loss")) is not None}
     for row in read_rows(folder / "length_norm.csv"):
         known |= {f"{100 * float(row['BLEU']):.1f}", row["words_a_text"]}
     return known
@@ -270,6 +276,8 @@ def test_the_findings_state_the_decoding_with_each_length_norm(results):
     }
     runs = [("prefix, P = 5", results, "prefix5"), ("prefix, P = 20", results, "prefix20")]
     runs += [("prefix, P = 40", results, "prefix40"), ("prefix, P = 5, five epochs", longer, "prefix5")]
+    runs += [("LoRA, r = 4 on q, v", results, "lora4")]
+    runs += [("prefix, P = 20, + LoRA, r = 16 on q, v, MLP", results, "prefix20-lora16-wide")]
     runs += [("fine-tune", results, "finetune")]
     expected = {}
     for label, folder, cell in runs:
@@ -282,6 +290,74 @@ def test_the_findings_state_the_decoding_with_each_length_norm(results):
     assert dict(stated) == expected
     one_seed = f"{100 * summarise(longer)['prefix5'].mean('BLEU'):.1f}"
     assert expected["prefix, P = 5, five epochs"][0] == one_seed and one_seed in FINDINGS.split("Training time")[1]
+
+
+@of_mini
+def test_the_findings_state_what_a_lora_an_adapter_and_the_mixtures_reach(results):
+    cells = summarise(results)
+    names = ["prefix5", "prefix20", "prefix40", "finetune", *(cell.name for cell in grid.combinations())]
+    shown = sorted((cells[name] for name in names), key=lambda cell: int(cell.first["parameters_stored"]))
+    columns = ("BLEU", "values_said")
+    assert list(table_under("one epoch").items()) == [
+        ("one epoch", ["stored", "validation loss", "BLEU", "values said"])
+    ] + [
+        (
+            cell.label,
+            [
+                f"{int(cell.first['parameters_stored']):,}",
+                f"{cell.mean('valid_loss'):.2f}",
+                *(report.score_text(cell, column) for column in columns),
+            ],
+        )
+        for cell in shown
+    ]
+
+
+@of_mini
+def test_the_findings_state_the_mixtures_numbers_in_their_order(results):
+    """A paragraph after the other: the decimals and the thousands in it."""
+    cells = summarise(results)
+
+    def of(columns: str, *names: str) -> list[str]:
+        """s numbers stored, v validation loss, b BLEU of each cell."""
+        write = {
+            "s": lambda cell: f"{int(cell.first['parameters_stored']):,}",
+            "v": lambda cell: f"{cell.mean('valid_loss'):.2f}",
+            "b": lambda cell: f"{100 * cell.mean('BLEU'):.1f}",
+        }
+        return [write[column](cells[name]) for name in names for column in columns]
+
+    large, small = "prefix20-lora16-wide", "prefix5-lora4"
+    mixture = cells[large]
+    gap = 100 * (cells["finetune"].mean("BLEU") - mixture.mean("BLEU"))
+    assert gap <= 2.0 and cells["lora4"].mean("BLEU") >= 0.60
+    share = f"{100 * int(mixture.first['parameters_stored']) / int(mixture.first['parameters_model']):.1f}"
+    expected = [
+        [cells["lora4"].first["lr"], mixture.first["lr"]],
+        of("svb", "lora4", "prefix10"),
+        [f"{gap:.1f}", *of("s", large), share, *of("sbv", "lora16-wide"), *of("bv", large)],
+        [*of("svb", "prefix5-lora4-wide"), *of("vb", "lora4-wide"), *of("svb", "lora16")],
+        [*of("vs", "prefix20-lora4"), *of("v", "lora4-wide"), *of("vs", small, "lora4")],
+        of("v", "adapter16", "prefix5-adapter16", "adapter64", "prefix20-adapter64"),
+        of("v", f"{small}-rates", small, f"{large}-rates", large),
+    ]
+    text = FINDINGS.split("### LoRA and adapter, alone and with a prefix")[1].split("\n\n### ")[0]
+    assert "](figures/stored.png)" in text
+    _, told = text.split("The rates were searched")
+    numbers = [re.findall(r"\d{1,3}(?:,\d{3})+|\d+\.\d+", one) for one in re.split(r"\n\* \*\*", told)]
+    assert numbers[: len(expected)] == expected
+    front = " ".join(README.split())
+    assert f"{gap:.1f} BLEU below fine-tuning and stores {share} % of its numbers" in front
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not DATA.exists(), reason="needs E2E's files (../shared/e2e)")
+@of_mini
+def test_the_values_that_minis_texts_leave_out_are_those_stated(results):
+    header, *stated = table_under("values left out, seed 101").items()
+    runs = ["prefix20", "lora4", "adapter64", "prefix20-lora16-wide", "finetune"]
+    assert dict(stated) == left_out([outputs_of(results, f"{name}-seed101") for name in runs])
+    assert len(header[1]) == len(runs)
 
 
 def test_smollm2s_findings_state_each_number_of_its_own_cell():
@@ -353,25 +429,31 @@ def test_what_the_front_page_says_of_smollm2s_cost_is_recorded():
     assert f"{measured['contenders']['prefix, ours']['megabytes'] / 1000:.1f} GB of memory" in said
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(not DATA.exists(), reason="needs E2E's files (../shared/e2e)")
-def test_the_values_that_smollm2s_texts_leave_out_are_those_stated():
+def left_out(several: list[list[str]]) -> dict[str, list[str]]:
+    """field -> for each of several runs' outputs the share of the tables' values of this field that is left out."""
     groups = group_references(load_split(str(DATA), "test"))
     fields = [field.split(" : ")[0] for source in groups for field in source.split(" | ")]
-    header, *stated = table_under("values left out", SMOLLM2).items()
-    assert len(header[1]) == 4 and len(stated) == 6
-    for column, label in enumerate(header[1]):
-        cell, seed = label.split(", seed ")
-        outputs = outputs_of(
-            ROOT / "results" / "smollm2", f"{'prefix5' if cell == 'prefix' else cell.replace('-', '')}-seed{seed}"
-        )
-        left = [
+    lefts = [
+        [
             value.split(" : ")[0]
             for source, output in zip(groups, outputs)
             for value in checker(str(DATA)).check(source, output).omitted
         ]
-        for field, cells in stated:
-            assert cells[column] == f"{100 * left.count(field) / fields.count(field):.0f} %"
+        for outputs in several
+    ]
+    return {name: [f"{100 * left.count(name) / fields.count(name):.0f} %" for left in lefts] for name in {*fields}}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not DATA.exists(), reason="needs E2E's files (../shared/e2e)")
+def test_the_values_that_smollm2s_texts_leave_out_are_those_stated():
+    header, *stated = table_under("values left out", SMOLLM2).items()
+    assert len(header[1]) == 4 and len(stated) == 6
+    runs = []
+    for label in header[1]:
+        cell, seed = label.split(", seed ")
+        runs.append(f"{'prefix5' if cell == 'prefix' else cell.replace('-', '')}-seed{seed}")
+    assert dict(stated).items() <= left_out([outputs_of(ROOT / "results" / "smollm2", run) for run in runs]).items()
 
 
 def test_one_run_wrote_the_same_texts_in_every_way():
