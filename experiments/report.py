@@ -29,7 +29,7 @@ from harness.files import InputError, exit_on_input_error, read_text, write_atom
 from harness.report import PERCENT, PUBLISHED
 
 MAIN = ("zeroshot", "prompt", "embedding10", "infix10", "prefix5", "prefix20", "finetune", "lora4",
-        "prefix5-lora4", "prefix20-lora16-wide")  # fmt: skip
+        "prefix5-lora4", "prefix5-lora4-rates", "prefix20-lora16-wide")  # fmt: skip
 SECTIONS = {
     "Prefix length": ("prefix1", "prefix3", "prefix5", "prefix10", "prefix20", "prefix40", "finetune"),
     "Where the learned activations stand, and what computes them": (

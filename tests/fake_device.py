@@ -15,6 +15,9 @@ PyTorch's FakeTensorMode refuses the same, but carries no data, and its backward
 
 Autocast is imitated: PyTorch's own asks C++ for the device. `LOWER` and `FULL` are those of CUDA's two lists that this
 project calls.
+
+Shown: in fp32 the CPU's numbers and texts come out, and a forgotten `device=` is found. Not shown: what CUDA's own
+kernels and autocast compute, speed, memory, that a resumed run draws the same dropout on a GPU, and several GPUs.
 """
 
 from contextlib import ExitStack, contextmanager

@@ -168,6 +168,8 @@ ELSEWHERE = {  # numbers in results/mini/README.md that no run in results/ has g
     "0.2": "published re-runs",
     "0.8": "published re-runs",
     **dict.fromkeys(("49.2", "48.5", "48.8", "50.3"), "the quick start's prefix, decoded with several batch sizes"),
+    **dict.fromkeys(("44.7", "51.0"), "the quick start with other seeds"),
+    "1.18": "a line of figures/stored.svg, see below",
     **dict.fromkeys(("46.3", "47.3"), "the quick start in fp32"),
     **dict.fromkeys(("5.4", "18.0", "3.1", "6.7"), "benchmarks/README.md, sentences a second"),
 }
@@ -332,12 +334,25 @@ def test_the_findings_state_the_mixtures_numbers_in_their_order(results):
     gap = 100 * (cells["finetune"].mean("BLEU") - mixture.mean("BLEU"))
     assert gap <= 2.0 and cells["lora4"].mean("BLEU") >= 0.60
     share = f"{100 * int(mixture.first['parameters_stored']) / int(mixture.first['parameters_model']):.1f}"
+
+    def line_at(storing: str, low: str, high: str) -> float:
+        """The loss at a cell's storage on the figure's line between two others; its axis is logarithmic."""
+        x, a, b = (math.log(int(cells[name].first["parameters_stored"])) for name in (storing, low, high))
+        losses = [cells[name].mean("valid_loss") for name in (low, high)]
+        return losses[0] + (x - a) / (b - a) * (losses[1] - losses[0])
+
+    wide, narrow = line_at("prefix5-lora4-wide", "lora4-wide", "lora16-wide"), line_at(small, "lora4", "lora16")
+    loss = {name: cell.mean("valid_loss") for name, cell in cells.items()}
+    assert loss["prefix5-lora4-wide"] < wide - 0.01 and min(loss[small], loss[f"{small}-rates"]) > narrow + 0.01
+    alone = [cell for cell in grid.combinations() if cell.flags["mode"] in ("lora", "adapter")]
+    assert max(loss[cell.name] for cell in alone) < min(loss[f"prefix{P}"] for P in (1, 3, 5, 10, 20, 40))
+    assert max(cells[cell.name].mean("values_invented") for cell in grid.combinations()) < 0.06  # values a table
     expected = [
         [cells["lora4"].first["lr"], mixture.first["lr"]],
         of("svb", "lora4", "prefix10"),
         [f"{gap:.1f}", *of("s", large), share, *of("sbv", "lora16-wide"), *of("bv", large)],
-        [*of("svb", "prefix5-lora4-wide"), *of("vb", "lora4-wide"), *of("svb", "lora16")],
-        [*of("vs", "prefix20-lora4"), *of("v", "lora4-wide"), *of("vs", small, "lora4")],
+        [*of("svb", "prefix5-lora4-wide"), *of("vb", "lora4-wide"), f"{wide:.2f}", *of("svb", "lora16")],
+        [*of("vs", "prefix20-lora4"), *of("v", "lora4-wide"), *of("vs", small, "lora4"), f"{narrow:.2f}"],
         of("v", "adapter16", "prefix5-adapter16", "adapter64", "prefix20-adapter64"),
         of("v", f"{small}-rates", small, f"{large}-rates", large),
     ]
@@ -356,8 +371,10 @@ def test_the_findings_state_the_mixtures_numbers_in_their_order(results):
 def test_the_values_that_minis_texts_leave_out_are_those_stated(results):
     header, *stated = table_under("values left out, seed 101").items()
     runs = ["prefix20", "lora4", "adapter64", "prefix20-lora16-wide", "finetune"]
-    assert dict(stated) == left_out([outputs_of(results, f"{name}-seed101") for name in runs])
-    assert len(header[1]) == len(runs)
+    left = left_out([outputs_of(results, f"{name}-seed101") for name in runs])
+    assert dict(stated) == left and len(header[1]) == len(runs)
+    most = [sorted(left, key=lambda field: -int(left[field][column].split()[0])) for column in range(len(runs))]
+    assert all({*fields[:2]} == {"price", "food"} for fields in most[:-1]) and most[-1][0] == "family friendly"
 
 
 def test_smollm2s_findings_state_each_number_of_its_own_cell():
