@@ -275,9 +275,10 @@ def default_dropout(s: Settings) -> float:
 
 
 # Learning rates (of a prefix, of fine-tuning, with LoRA or an adapter): the papers'; higher ones for mini, a model 20
-# times smaller; for SmolLM2, of GPT-2 small's size, higher ones too, except with LoRA or an adapter (not searched).
+# times smaller; for SmolLM2 the best of a search (results/smollm2/search.csv), with LoRA or an adapter the next lower,
+# because a mixture takes the same.
 PAPER_RATES = (8e-5, 5e-5, 2e-4)
-RATES = {"mini": (1e-3, 1e-3, 2e-3), "smollm2": (5e-4, 1e-4, 2e-4)}
+RATES = {"mini": (1e-3, 1e-3, 2e-3), "smollm2": (1e-3, 3e-4, 3e-3)}
 
 # What Li & Liang do, and what Hu et al. do for GPT-2 on E2E. In decoding they also have a length penalty of 0.9 and
 # allow no 4-gram twice, which --length_norm has not.

@@ -494,7 +494,7 @@ def test_the_search_extends_the_end_that_has_the_best_rate(best, first, end):
 
 
 @pytest.mark.parametrize(
-    "model, mode, rate", [("mini", "prefix", 1e-3), ("mini", "lora", 3e-3), ("smollm2", "finetune", 1e-4)]
+    "model, mode, rate", [("mini", "prefix", 1e-3), ("mini", "lora", 3e-3), ("smollm2", "finetune", 3e-4)]
 )
 def test_the_search_begins_at_the_rate_nearest_to_train_pys_default(model, mode, rate):
     settings = Settings(model=model, mode=mode, device="cpu", lr=1.0).resolve()

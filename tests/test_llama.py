@@ -515,6 +515,6 @@ def test_dropout_is_refused_and_a_gpt2_function_says_what_it_needs(settings, lla
 
 def test_smollm2_has_learning_rates_of_its_own_and_keeps_its_name():
     s = Settings(model="smollm2", device="cpu").resolve()
-    assert (s.lr, s.dropout, s.model, s.out) == (5e-4, 0.0, "smollm2", "runs/smollm2-prefix5")
+    assert (s.lr, s.dropout, s.model, s.out) == (1e-3, 0.0, "smollm2", "runs/smollm2-prefix5")
     s = Settings(model="smollm2", device="cpu", mode="finetune").resolve()
-    assert (s.lr, s.dropout, s.out) == (1e-4, 0.0, "runs/smollm2-finetune") and math.isclose(s.clip, 1.0)
+    assert (s.lr, s.dropout, s.out) == (3e-4, 0.0, "runs/smollm2-finetune") and math.isclose(s.clip, 1.0)

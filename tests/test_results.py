@@ -20,6 +20,7 @@ from experiments import grid, report, search, steady
 from experiments.record import E2E, checker, read_rows, read_runs
 from experiments.slots import shares
 from experiments.summary import relative_time, summarise
+from harness.settings import RATES
 from metrics import bleu, mteval, ngrams
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -140,6 +141,13 @@ def test_every_run_has_the_rate_that_the_search_chose(results):
         assert {float(row["lr"]) for row in read_runs(results).values() if row["cell"] in own} <= {chosen}
         own = {cell.name for cell in grid.grid(0) if cell.lora_rate == family}
         assert {float(row["lora_lr"]) for row in read_runs(results).values() if row["cell"] in own} <= {chosen}
+
+
+def test_smollm2s_default_rates_are_those_of_its_search():
+    tried = read_rows(ROOT / "results" / "smollm2" / "search.csv")
+    chosen = {row["family"]: float(row["lr"]) for row in tried if row["chosen"]}
+    below = search.LADDER[search.LADDER.index(chosen["lora"]) - 1]
+    assert (chosen["prefix"], chosen["finetune"], below) == RATES["smollm2"]
 
 
 @pytest.mark.slow
