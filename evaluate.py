@@ -23,7 +23,7 @@ from e2e_data import encode_prompt, linearise, load_tokenizer
 from gpt2 import GPT2
 from harness import ranks
 from harness.comparison import add_intervals, check_comparison, check_outputs, compare_files, write_scores
-from harness.door import Engine, set_allocator
+from harness.door import Engine, prepare_process
 from harness.files import InputError, exit_on_input_error, write_atomic
 from harness.machine import describe_machine
 from harness.report import print_table, published_for
@@ -305,7 +305,7 @@ def main(argv: list[str] | None = None) -> None:
     score.add_argument("--bootstrap", type=int, help="resamples for intervals (default: none; of a comparison: 1000)")
     given = vars(parser.parse_args(argv))
     asked = check_flags(given)
-    set_allocator(given.get("plain", False))
+    prepare_process(given.get("plain", False))
     if asked == ("run",):
         evaluate_run(given.pop("run"), **given)
     elif asked == ("shelf",):

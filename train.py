@@ -30,7 +30,7 @@ from e2e_data import IGNORED, Batch, Encoded, epoch_order, scored_tokens
 from evaluate import evaluate_run
 from gpt2 import GPT2
 from harness import ranks, shelves
-from harness.door import set_allocator
+from harness.door import prepare_process
 from harness.files import exit_on_input_error
 from harness.loop import Run
 from harness.settings import Settings, add_flags
@@ -144,7 +144,7 @@ def main(argv: list[str] | None = None) -> None:
     flags = vars(parser.parse_args(argv))
     resume, no_eval = flags.pop("resume"), flags.pop("no_eval")
     settings = Settings(**flags)
-    set_allocator(settings.plain)
+    prepare_process(settings.plain)
     try:
         folder = train(settings, resume, evaluates=not no_eval)
         if not no_eval:

@@ -57,7 +57,7 @@ from contenders import (
 
 from beam import NextWords, beam_search
 from e2e_data import encode_prompt, group_references, load_split, load_tokenizer
-from harness.door import set_allocator
+from harness.door import prepare_process
 from harness.files import InputError, exit_on_input_error
 from harness.runs import load_run, save_learned, start_model, trained_file, write_json
 from harness.settings import Settings
@@ -188,7 +188,7 @@ class Ours:
     """Decoding as evaluate.py does it."""
 
     def __init__(self, run: Path, device: str, dtype: str):
-        set_allocator(plain=False)
+        prepare_process(plain=False)
         self.settings, model = load_run(run, device=device, dtype=dtype)
         self.engine = self.settings.engine
         self.model = self.engine.ready_to_decode(model)

@@ -63,7 +63,7 @@ from contenders import (
 
 from e2e_data import Batch, Encoded, collate, encode, epoch_order, load_split, load_tokenizer, scored_tokens
 from gpt2 import CONFIGS
-from harness.door import set_allocator
+from harness.door import prepare_process
 from harness.files import InputError, exit_on_input_error
 from harness.machine import autocast
 from harness.runs import start_model, write_json
@@ -179,7 +179,7 @@ class Ours:
     """Training as train.py does it."""
 
     def __init__(self, settings: Settings):
-        set_allocator(plain=False)
+        prepare_process(plain=False)
         self.settings, engine = settings, settings.engine
         self.model, prefix = start_model(settings)
         self.loss_of = engine.in_precision(engine.choose(summed_loss, self.model))

@@ -25,7 +25,7 @@ import metrics
 from beam import LENGTH_NORMS
 from evaluate import evaluate_run
 from experiments.record import number, read_rows, read_runs, write_rows
-from harness.door import set_allocator
+from harness.door import prepare_process
 from harness.files import InputError, exit_on_input_error, read_text, write_atomic
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -66,7 +66,7 @@ def main(argv: list[str] | None = None) -> None:
     if not names:
         missing = f"{results / 'runs.csv'} has no run {' '.join(given.only)} that was trained"
         raise InputError(f"{missing}: run python experiments/reproduce.py first")
-    set_allocator(plain=False)
+    prepare_process(plain=False)
     path = results / "length_norm.csv"
     rows = {(row["run"], row["length_norm"]): row for row in read_rows(path)}
     for name in names:

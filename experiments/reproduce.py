@@ -30,7 +30,7 @@ from experiments.record import data_label, is_recorded, read_runs, record
 from experiments.report import write_report
 from experiments.search import STEPS, add_common_flags, read_common_flags, read_rates, search
 from experiments.zero_shot import zero_shot
-from harness.door import set_allocator
+from harness.door import prepare_process
 from harness.files import InputError, exit_on_input_error
 from harness.loop import hours
 from train import train
@@ -135,7 +135,7 @@ def main(argv: list[str] | None = None) -> None:
     """The command line."""
     given = parse_args(argv)
     base, results, folder = read_common_flags(given)
-    set_allocator(plain=False)
+    prepare_process(plain=False)
     try:
         seeds = tuple(dict.fromkeys(given.seeds))
         everything = plan(base, PUBLISHED_RATES, str(folder), seeds)

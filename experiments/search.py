@@ -26,7 +26,7 @@ if __name__ == "__main__":  # so that this project's modules are found
 
 from experiments.grid import PUBLISHED_RATES, Run, plan
 from experiments.record import data_label, number, read_rows, write_rows
-from harness.door import set_allocator
+from harness.door import prepare_process
 from harness.files import InputError, exit_on_input_error, lock_folder, read_text
 from harness.settings import add_flags
 from train import train
@@ -163,7 +163,7 @@ def main(argv: list[str] | None = None) -> None:
     add_common_flags(parser)
     given = parser.parse_args(argv)
     base, results, folder = read_common_flags(given)
-    set_allocator(plain=False)
+    prepare_process(plain=False)
     try:
         search(results, folder / "search", base, given.search_steps)
     except KeyboardInterrupt:

@@ -28,7 +28,7 @@ from evaluate import evaluate_run
 from experiments.record import machine_class, number, read_rows, revision, write_rows
 from experiments.report import markdown
 from harness.datasets import WEBNLG
-from harness.door import set_allocator
+from harness.door import prepare_process
 from harness.files import exit_on_input_error, read_text, write_atomic
 from harness.settings import Settings
 from train import train
@@ -134,7 +134,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/webnlg"), help="(default: runs/webnlg)")
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "webnlg", help="(default: results/webnlg)")
     given = parser.parse_args(argv)
-    set_allocator(plain=False)
+    prepare_process(plain=False)
     rates, rows = search(given), []
     for seed in given.seeds:
         for mode in RATES:

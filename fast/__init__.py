@@ -19,10 +19,12 @@ plain counterpart.
     decoding.py     the best next words
     llama.py        the loss and the next words of a Llama
     memory.py       the C library keeps freed memory, in large pages
+    denormals.py    numbers below fp32's normal range count as zero
 """
 
 from fast import llama
 from fast.decoding import NextWords, pack
+from fast.denormals import flush_denormals
 from fast.memory import keep_freed_memory
 from fast.ops import dropout
 from fast.training import clip_gradients, round_frozen, summed_loss
@@ -31,6 +33,7 @@ __all__ = [
     "NextWords",
     "clip_gradients",
     "dropout",
+    "flush_denormals",
     "keep_freed_memory",
     "llama",
     "pack",

@@ -18,12 +18,13 @@ from llama import Llama
 from lora import LoRA
 
 
-def set_allocator(plain: bool) -> None:
-    """Allocator settings for the whole process; a command line calls it once, at its start."""
+def prepare_process(plain: bool) -> None:
+    """Settings of the whole process, for speed; a command line calls it once, at its start."""
     if not plain:
         import fast
 
         fast.keep_freed_memory()
+        fast.flush_denormals()
 
 
 class Engine:

@@ -516,6 +516,22 @@ print(kilobytes("Rss:") - before, kilobytes("AnonHugePages:"))
     assert reserved < 10_000 and 195_000 < written < 215_000 and large > 0  # (the system may be short of large pages)
 
 
+@pytest.mark.parametrize("path, left", [("plain", 1 << 20), ("fast", 0)])
+def test_denormal_numbers_are_zero_in_all_threads_of_the_fast_path(path, left):
+    code = f"""
+import torch
+from harness.door import prepare_process
+prepare_process(plain={path == "plain"})
+product = torch.full((1 << 20,), 1e-30) * 1e-10
+print((product.view(torch.int32) != 0).sum().item(), torch.set_flush_denormal(True))
+"""
+    two = os.environ | {"OMP_NUM_THREADS": "2"}
+    command = [sys.executable, "-c", code]
+    ended = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=True, env=two)
+    counted, possible = ended.stdout.split()
+    assert int(counted) == (left if possible == "True" else 1 << 20)
+
+
 def test_pieces_of_a_batch_are_as_small_as_asked(settings, monkeypatch):
     sizes = []
     monkeypatch.setattr(
