@@ -19,8 +19,8 @@ the number of equal texts is printed. Larger batches make ours faster and the pe
 side the size that suits it.
 
 Different: in bf16 ours computes the logits of the best words in fp32, because beams would tie (fast/prepacked.py); the
-peer rounds them all. Ours has the C library keep freed memory in large pages, as evaluate.py does (fast/memory.py); the
-peer runs with default allocator settings.
+peer rounds them all. Ours has the settings of the whole process that evaluate.py has: freed memory is kept in large
+pages (fast/memory.py), denormal numbers count as zero (fast/denormals.py). The peer has the defaults.
 
 The paper's code decodes one sentence at a time, in fp32. Both sides are also measured like this, with batches of one.
 

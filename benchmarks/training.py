@@ -27,8 +27,8 @@ Different:
 * peft runs the MLP once per sentence of a batch, in bf16; ours runs it once per batch, in fp32.
 * transformers computes logits for all tokens, ours for the scored ones.
 * Under autocast the peer rounds frozen weights to bf16 in each step; ours keeps them rounded.
-* Ours has the C library keep freed memory in large pages, as train.py does (fast/memory.py); the peer runs with default
-  allocator settings.
+* Ours has the settings of the whole process that train.py has: freed memory is kept in large pages (fast/memory.py),
+  denormal numbers count as zero (fast/denormals.py). The peer has the defaults.
 
 Each contender is a process of its own, and they train in turn: `--warm_up` steps that are not timed (a CPU kernel is
 compiled for each new shape, and a real run has met nearly all of its shapes early), then `--rounds` rounds of `--steps`

@@ -325,17 +325,18 @@ def test_the_recorded_command_names_no_path_of_this_machine():
 
 
 @pytest.mark.parametrize("side", [training, decoding])
-def test_the_peer_runs_with_default_allocator_settings(side, small, tmp_path, monkeypatch):
+def test_the_peer_runs_with_the_defaults_of_a_process(side, small, tmp_path, monkeypatch):
     """Ours has the C library keep freed memory; in the peer's process that would count as the peer's memory."""
     settings = Settings(mode="prefix", model=str(small / "model"), device="cpu", dtype="fp32").resolve()
     own = (settings,) if side is training else (decoding.make_run(tmp_path / "run", settings), "cpu", "fp32")
     called = []
-    monkeypatch.setattr("fast.keep_freed_memory", lambda: called.append("ours"))
-    monkeypatch.setattr("fast.memory.keep_freed_memory", lambda: called.append("by another way"))
+    for name, place in (("keep_freed_memory", "memory"), ("flush_denormals", "denormals")):
+        monkeypatch.setattr(f"fast.{name}", lambda name=name: called.append(name))
+        monkeypatch.setattr(f"fast.{place}.{name}", lambda: called.append("by another way"))
     side.Peer(*own)
     assert called == []
     side.Ours(*own)
-    assert called == ["ours"]
+    assert called == ["keep_freed_memory", "flush_denormals"]
 
 
 @pytest.mark.slow
