@@ -4,7 +4,7 @@ For each prompt, K hypotheses are kept. A step extends each by every token, and 
 
     log p(y_1 .. y_n | prompt) = sum_i log p(y_i | prompt, y_<i)
 
-survive. One that ends (its token is the end token, and it is among the K best) is put aside with the score
+survive. A continuation that is among the K best and ends with the end token is finished. Its score is
 
     sum_i log p(y_i) / length        length: "total"   prompt + text, the paper's code
                                              "output"  text + end token, today's libraries
@@ -144,7 +144,8 @@ def beam_search(
     banned          tokens never produced
     next_words      NextWords, or a class with the same two methods
     prompt_len      the length of a prompt for length_norm "total"; tasks.py does not count a task's token
-    Raises ValueError for an empty prompt, no beams, an unknown length_norm, or a vocabulary smaller than 2 K words.
+    Raises ValueError for an empty prompt, no beams, an unknown length_norm, or fewer than 2 K words that may be
+    produced.
     """
     K = beam_size
     limits = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else max_new_tokens

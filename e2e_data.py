@@ -21,7 +21,6 @@ The loss counts the tokens after the separator, including the end token.
 
 import csv
 import io
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,6 +32,7 @@ from torch import Tensor
 
 from harness.download import OFFLINE, cache_dir, download
 from harness.files import InputError, read_text, resolve_path, sha256_of
+from harness.gpt2_bpe import load_gpt2_tokenizer
 from harness.llama_files import load_llama_tokenizer
 from llama import LlamaConfig
 from weights import load_config
@@ -54,9 +54,6 @@ FIELDS = {
     "name": "name", "eatType": "Type", "food": "food", "priceRange": "price", "customer rating": "customer rating",
     "area": "area", "familyFriendly": "family friendly", "near": "near",
 }  # fmt: skip
-END = "<|endoftext|>"
-# GPT-2's vocabulary, the merges and the ids: under OpenAI's names and under those of the Hugging Face hub.
-VOCABULARY_FILES = (("vocab.bpe", "encoder.json"), ("merges.txt", "vocab.json"))
 
 
 class Example(NamedTuple):
@@ -208,68 +205,21 @@ def group_references(examples: list[Example]) -> dict[str, list[str]]:
 
 
 def load_tokenizer(model: str, weights: str | None = None) -> tiktoken.Encoding:
-    """GPT-2's byte-level BPE, or the vocabulary in the model's folder, if it has one (VOCABULARY_FILES).
+    """The model's vocabulary: GPT-2's byte-level BPE, published or in the model's folder; a Llama's.
 
-    A Llama's is in its checkpoint (`weights`: a copy, as in load_model) or in a file beside it. tiktoken downloads the
-    published vocabulary (1.5 MB) once, into our cache folder. Raises InputError when that fails, for an unknown model,
-    and for a vocabulary that has another size or end token than the model states (the end token is the separator, by
-    which an infix finds its place).
+    A Llama's is in its checkpoint (or in the copy that `weights` names) or in the same folder. Raises InputError when
+    it cannot be had, for an unknown model, and for a vocabulary that has another size or end token than the model
+    states (the end token is the separator, by which an infix finds its place).
     """
     config = load_config(model)
-    if isinstance(config, LlamaConfig):
-        tokenizer = load_llama_tokenizer(model, weights)
-        if (tokenizer.n_vocab, tokenizer.eot_token) != (config.vocab_size, config.end_token):
-            raise InputError(f"{weights or model}: the vocabulary, {tokenizer.n_vocab} tokens, is another model's")
-        return tokenizer
-    own = [files for files in VOCABULARY_FILES if (resolve_path(model) / files[0]).exists()]
-    tokenizer = read_tokenizer(resolve_path(model), *own[0]) if own else published_tokenizer()
-    if tokenizer.n_vocab != config.vocab_size:
+    is_llama = isinstance(config, LlamaConfig)
+    tokenizer = load_llama_tokenizer(model, weights) if is_llama else load_gpt2_tokenizer(resolve_path(model))
+    if (tokenizer.n_vocab, tokenizer.eot_token) != (config.vocab_size, config.end_token):
         raise InputError(
-            f"{model} has {config.vocab_size} tokens, but the vocabulary {tokenizer.n_vocab}: put the vocab.bpe and"
-            " encoder.json that belong to the model into its folder"
+            f"{weights if is_llama and weights else model}: the vocabulary, {tokenizer.n_vocab} tokens, is another"
+            f" model's: this one has {config.vocab_size}; fetch the files that belong to the model again"
         )
     return tokenizer
-
-
-def published_tokenizer() -> tiktoken.Encoding:
-    """GPT-2's published vocabulary, from tiktoken's cache or from the network."""
-    os.environ.setdefault("TIKTOKEN_CACHE_DIR", str(cache_dir() / "tiktoken"))
-    try:
-        return tiktoken.get_encoding("gpt2")
-    except (OSError, ValueError) as error:  # no network (requests' errors are OSErrors), no permission, a damaged file
-        raise InputError(
-            f"GPT-2's vocabulary is not available ({type(error).__name__}): connect to the network once,"
-            f" or set TIKTOKEN_CACHE_DIR (now {os.environ['TIKTOKEN_CACHE_DIR']}) to a folder that holds"
-            f" tiktoken's copy. {OFFLINE}"
-        ) from None
-
-
-def read_tokenizer(folder: Path, merges: str, ids: str) -> tiktoken.Encoding:
-    """A vocabulary from GPT-2's two files, the merges and the ids."""
-    from tiktoken.load import data_gym_to_mergeable_bpe_ranks
-
-    caching = os.environ.get("TIKTOKEN_CACHE_DIR")
-    os.environ["TIKTOKEN_CACHE_DIR"] = ""  # empty: read the files themselves, not tiktoken's cached copy
-    try:
-        ranks = data_gym_to_mergeable_bpe_ranks(str(folder / merges), str(folder / ids))
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, AssertionError, RecursionError) as error:
-        raise InputError(
-            f"{folder}: its {merges} and {ids} do not form a vocabulary ({type(error).__name__}): fetch both again"
-        ) from None
-    finally:
-        if caching is None:
-            del os.environ["TIKTOKEN_CACHE_DIR"]
-        else:
-            os.environ["TIKTOKEN_CACHE_DIR"] = caching
-    pattern = tiktoken_pattern()
-    return tiktoken.Encoding(folder.name, pat_str=pattern, mergeable_ranks=ranks, special_tokens={END: len(ranks)})
-
-
-def tiktoken_pattern() -> str:
-    """The regular expression that splits text before BPE, from tiktoken: contractions, words, numbers, signs, space."""
-    from tiktoken_ext.openai_public import r50k_pat_str
-
-    return r50k_pat_str
 
 
 def encode_prompt(tokenizer: tiktoken.Encoding, source: str) -> list[int]:

@@ -26,6 +26,7 @@ from harness.comparison import add_intervals, check_comparison, check_outputs, c
 from harness.door import Engine, prepare_process
 from harness.files import InputError, exit_on_input_error, write_atomic
 from harness.machine import describe_machine
+from harness.peft_files import is_adapter
 from harness.report import print_table, published_for
 from harness.runs import check_context, load_run, load_settings, write_json
 from harness.settings import SEARCH, Settings, add_flags
@@ -106,7 +107,7 @@ def evaluate_run(folder: str | Path, batch_size: int = 64, split: str = "test", 
 
     split    "test", or "valid"
     changes  settings in place of the run's own, e.g. length_norm="none"
-    The files of another split or search are named after it: outputs-valid-length_norm_none.txt.
+    The files of another split, search or data folder are named after it: outputs-valid-length_norm_none.txt.
     Returns the scores on the reference scorer's scale; of several rows (WebNLG's categories), name -> scores.
     """
     folder = Path(folder)
@@ -128,6 +129,8 @@ def evaluate_run(folder: str | Path, batch_size: int = 64, split: str = "test", 
 
     asked = {name: getattr(settings, name) for name in (*SEARCH, "decode_dtype")}
     other = [f"{name}_{value}" for name, value in asked.items() if value != getattr(own, name)]
+    if settings.data != own.data and not is_adapter(folder):  # PEFT's folder names no data
+        other.append(f"data_{Path(settings.data).resolve().name}")
     ending = "-".join(["", *([] if split == "test" else [split]), *other])
     with write_atomic(folder / f"outputs{ending}.txt") as file:
         file.writelines(text + "\n" for text in outputs)

@@ -287,7 +287,8 @@ class GPT2(nn.Module):
 
     @torch.no_grad()
     def init_weights(self, seed: int = 0) -> "GPT2":
-        """Random weights as in the paper: N(0, 0.02), the last layer of each residual branch / sqrt(2 L)."""
+        """Random weights: N(0, 0.02^2) (Radford et al. 2018), the last layer of each residual branch / sqrt(2 L)
+        (Radford et al. 2019)."""
         generator = torch.Generator().manual_seed(seed)
         for name, parameter in self.named_parameters():
             if parameter.dim() == 2:

@@ -236,7 +236,7 @@ class Llama(nn.Module):
 
     @torch.no_grad()
     def init_weights(self, seed: int = 0) -> "Llama":
-        """Random weights: N(0, 0.02); the norms' weights are 1."""
+        """Random weights: N(0, 0.02^2); the norms' weights are 1."""
         generator = torch.Generator().manual_seed(seed)
         for parameter in self.parameters():
             if parameter.dim() == 2:

@@ -21,9 +21,9 @@ Use:
 
     with lora.attached(model):          # or lora.attach(model) ... lora.detach()
         logits = model(tokens)
-        lora.merge()                    # the same logits up to rounding; lora.unmerge() gives the weights back
+        lora.merge()                    # the same logits up to rounding; lora.unmerge() restores the weights
 
-Shapes: n_in and n_out of a matrix, r rank, R the ranks of a projection's pairs together, L layers.
+Shapes: n_in and n_out of a matrix, r rank, R the sum of the ranks of a projection's pairs, C width, L layers.
 """
 
 import math
@@ -72,12 +72,12 @@ class OutputHooks(nn.Module):
         raise NotImplementedError
 
     def about(self) -> dict[str, str]:
-        """What a file must say besides."""
+        """The metadata that loading needs besides."""
         raise NotImplementedError
 
     @classmethod
     def shaped_like(cls, config: GPT2Config, tensors: dict[str, Tensor], about: dict[str, str]) -> "OutputHooks":
-        """A new one with tensors of these shapes. Raises ValueError or KeyError if they are no set of this kind."""
+        """A new one with tensors of these shapes. Raises ValueError or KeyError if they do not form one."""
         raise NotImplementedError
 
     # ------------------------------------------------------------------- on a model
@@ -117,7 +117,7 @@ class OutputHooks(nn.Module):
             self.detach()
 
     def model(self) -> GPT2:
-        """The model that this is attached to."""
+        """The model that this is attached to. Raises InputError if there is none."""
         if not self.attached_to:
             raise InputError(f"this {self.mode} is not attached to a model")
         return self.attached_to[0]
@@ -139,7 +139,10 @@ class OutputHooks(nn.Module):
 
     @classmethod
     def of_tensors(cls, config: GPT2Config, tensors: dict[str, Tensor], about: dict[str, str], path: Path):
-        """From the tensors and metadata of a file. Draws no random numbers, so a resumed run's stream is unchanged."""
+        """From the tensors and metadata of a file. Draws no random numbers, so a resumed run's stream is unchanged.
+
+        Raises InputError when they are another model's or not of this kind.
+        """
         if about.get("made_for") != config.shape:
             raise InputError(
                 f"{path} was made for {about.get('made_for')}, but this model has {config.shape}:"
@@ -188,7 +191,7 @@ class LoRA(OutputHooks):
     on       the matrices that are adapted in every layer, of matrices_of(config)
     alpha    the change is scaled by alpha / rank
     dropout  of its input, in training mode
-    Raises InputError for an unknown matrix and a rank that no matrix has.
+    Raises InputError for an unknown or repeated matrix, a rank outside 1 .. C, an alpha that is not above 0.
     """
 
     mode = "lora"
@@ -254,7 +257,8 @@ class LoRA(OutputHooks):
     def merge(self) -> None:
         """W' = W + (alpha / r) A B in the model that this is attached to; the hooks are removed.
 
-        Merge before the weights are rounded to bf16, so that the sum is rounded, and rounded once.
+        Merge before the weights are rounded to bf16, so that the sum is rounded, and rounded once. Raises InputError if
+        it is merged already or not attached.
         """
         model = self.model()
         if self.kept:

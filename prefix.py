@@ -222,7 +222,7 @@ class Prefix(Hooks):
         One tensor [P, row_size], named after the mode. A row is [2 L, H, D] flattened (see `activations`); for
         embedding-only it is one embedding. The metadata say which model it fits.
         """
-        about = {"mode": self.mode, "made_for": shape_of(self.config)}
+        about = {"mode": self.mode, "made_for": self.config.shape}
         write_safetensors(path, self.tensors(), about | (metadata or {}))
 
     def tensors(self) -> dict[str, Tensor]:
@@ -282,11 +282,6 @@ class Embedding(Prefix):
 MODES = {cls.mode: cls for cls in (Prefix, Infix, Embedding)}
 
 
-def shape_of(config: GPT2Config) -> str:
-    """The shape that a prefix has to fit, in words."""
-    return config.shape
-
-
 def keys_values(model: GPT2, embeddings: Tensor) -> Tensor:
     """What GPT-2's layers compute for input embeddings [P, C] at positions 0 .. P - 1: [P, 2 L, H, D].
 
@@ -327,10 +322,10 @@ def prefix_of_tensors(
     if mode not in MODES or list(tensors) != [mode]:
         raise InputError(f"{path} does not hold a prefix (its mode is {mode!r}): expected one of {', '.join(MODES)}")
     values = tensors[mode]  # [P, row_size]
-    fits = metadata.get("made_for") == shape_of(config) and values.dim() == 2
+    fits = metadata.get("made_for") == config.shape and values.dim() == 2
     if not fits or values.size(1) != MODES[mode].row_size(config):
         raise InputError(
-            f"{path} was made for {metadata.get('made_for')}, but this model has {shape_of(config)}:"
+            f"{path} was made for {metadata.get('made_for')}, but this model has {config.shape}:"
             " use the model it was trained with"
         )
     return MODES[mode].of_rows(config, values.float().clone())

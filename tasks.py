@@ -7,7 +7,7 @@ task's prefix in front, and the token itself takes no position:
     <|e2e|> t_1 t_2 .. t_n      is read as      P_1 .. P_P t_1 t_2 .. t_n        t_1 at position P, as in prefix.py
 
 A row without a task token is read by the plain GPT-2. The rows of one batch may call different tasks, or none. Shorter
-prefixes are filled up in front, and a mask hides the filling and the task tokens (both dotted) from all tokens:
+prefixes are padded on the left, and a mask hides the padding and the task tokens (both dotted) from all tokens:
 
     a task of length 2      .  .  .  P1 P2   .  t1 t2 t3
     a task of length 5      P1 P2 P3 P4 P5   .  t1 t2 t3
@@ -31,9 +31,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from e2e_data import END, encode_prompt
+from e2e_data import encode_prompt
 from gpt2 import GPT2Config, KVCache, causal_mask
 from harness.files import InputError
+from harness.vocabulary import END
 from prefix import Hooks, Infix, Prefix
 
 TOKEN = re.compile(r"<\|(.*?)\|>")
@@ -89,7 +90,7 @@ class Shelf(Hooks):
             return self.continue_rows(tokens, cache, positions, mask)
         task = tokens[:, 0] - V  # [B], below 0: no task
         if (tokens[:, 1:] >= V).any() or (task >= len(self.names)).any():
-            raise InputError("a task token in the middle of a row, or of no task on the shelf: a row begins with it")
+            raise InputError("a task token must come first in its row and name a task on this shelf")
         called = sorted({i for i in task.tolist() if i >= 0})
         if not called:
             self.current = None

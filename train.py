@@ -8,12 +8,17 @@ token,
 
     max over theta of  sum_i log p(y_i | table, y_<i)         theta: the prefix, ...; in fine-tuning all weights
 
-With a prefix the loss is summed over each sentence and averaged over the batch, else averaged over tokens. AdamW,
-gradient norm clipped at 1, learning rate decaying linearly to 0; harness/settings.py has the defaults.
+The loss of a batch of B sentences with M scored tokens:
 
-This file is the method: the loss of a batch, one step, the loop. What a program needs besides (data, flags, logs,
-validation, checkpoints, signals, several processes) is in harness/loop.py. Without --plain, harness/door.py substitutes
-faster functions with the same results.
+    with a prefix    - 1/B  sum_b sum_i log p(y_bi | table_b, y_b,<i)
+    otherwise        - 1/M  sum_b sum_i log p(y_bi | table_b, y_b,<i)        LoRA alone: with smoothed labels
+
+AdamW, gradient norm clipped at 1, learning rate falling linearly to 0, after a linear rise if there is a warm-up;
+harness/settings.py has the defaults.
+
+This file is the method: the loss of a batch, one step, the loop. Everything else that a program needs (data, flags,
+logs, validation, checkpoints, signals, several processes) is in harness/loop.py. Without --plain, harness/door.py
+substitutes faster functions, equal up to rounding and the noise of dropout.
 """
 
 import argparse
@@ -84,6 +89,8 @@ def update(
     divisor  turns the sum into the mean: the number of sentences, or of scored tokens
     lr       the learning rate; a parameter group with "relative" has that many times the rate
     max_norm the gradient norm above which gradients are scaled down; 0: no clipping
+    loss_of  (model, batch) -> the summed loss
+    clip     (optimizer, max_norm) -> the norm before clipping, as clip_gradients
     """
     total = 0.0
     for batch in batches:
@@ -109,7 +116,8 @@ def train(settings: Settings, resume: bool = False, evaluates: bool = False) -> 
     run = Run(settings.resolve(), evaluates)
     s = run.settings
     optimizer = adamw(run.parameters(), s.lr, s.weight_decay)
-    loss_of, clip = run.choose(summed_loss), ranks.summing_gradients(run.engine.choose(clip_gradients))
+    loss_of, clip = run.choose(summed_loss), run.choose_clip(clip_gradients)
+    # In training only: validation measures -log p itself.
     smoothed = functools.partial(loss_of, label_smoothing=s.label_smoothing) if s.label_smoothing else loss_of
     with run.session(optimizer, loss_of, resume):
         for step in run.steps_left():

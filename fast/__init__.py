@@ -4,7 +4,7 @@
     train.summed_loss          training.summed_loss      no padding outside attention, logits of scored tokens only
     train.clip_gradients       training.clip_gradients   the norm row by row, the division inside AdamW
     beam.NextWords             decoding.NextWords        beams share keys and values; frozen weights are packed
-    F.dropout                  ops.dropout               16 random bits each (LoRA's)
+    F.dropout                  ops.dropout               16 random bits each (LoRA's, GPT-2's in training)
 
     summed_loss, NextWords     llama.*                   the same for a Llama
 

@@ -34,7 +34,7 @@ class BeamTree:
     """
 
     room: int
-    layers: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # k, v memory of each layer, [B, H, room, D]
+    layers: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # k, v memory of each layer, [B, H, allocated, D]
     length: int = 0  # entries in use, S; all layers have the same number between two passes
     rows: Tensor | None = None  # [B, ..], what a hook remembers of each prompt
     path: Tensor | None = None  # [B, K, S] booleans; None until the prompts are read

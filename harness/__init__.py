@@ -18,6 +18,7 @@ download.py      downloads that resume and are verified
 safetensors.py   the safetensors format
 tensorflow.py    TensorFlow's checkpoint format
 gguf.py          the GGUF format
+gpt2_bpe.py      GPT-2's vocabulary, published or in a folder
 vocabulary.py    byte-level BPE from a GGUF file or tokenizer.json
 llama_files.py   a Llama's files: where they are, configuration, names
 peft_files.py    PEFT's adapter folders, read and written

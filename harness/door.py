@@ -3,8 +3,8 @@
     engine = Engine(plain, device, dtype)
     loss_of = engine.in_precision(engine.choose(train.summed_loss))
 
-The plain files offer functions, and fast/ has one of the same name, arguments and result for each. The method's files
-never import fast/.
+For some functions of the plain files, listed in fast/__init__.py, fast/ has one of the same name, arguments and result.
+The method's files never import fast/.
 """
 
 import functools
@@ -60,7 +60,10 @@ class Engine:
         return wrapper
 
     def to_device_and_freeze(self, model: GPT2, prefix=None) -> GPT2:
-        """Move GPT-2 to the device; with a prefix (or Parts), freeze it and attach the prefix. Returns the model."""
+        """Move GPT-2 to the device; with a prefix (or Parts), freeze it and attach the prefix. Returns the model.
+
+        On the fast path in bf16 the frozen weights are rounded in place.
+        """
         model.to(self.device)
         if prefix is not None:
             prefix.to(self.device).attach(model.requires_grad_(False))

@@ -6,6 +6,7 @@ and the states of the random generators. The order of the examples is a function
 """
 
 import hashlib
+import itertools
 import math
 import sys
 import time
@@ -15,7 +16,7 @@ from contextlib import ExitStack, contextmanager
 import torch
 
 from beam import NextWords
-from e2e_data import Batch, Encoded, collate, encode, epoch_order, load_tokenizer, scored_tokens
+from e2e_data import Batch, Encoded, collate, encode, encode_prompt, epoch_order, load_tokenizer, scored_tokens
 from evaluate import decode
 from harness import ranks, shelves
 from harness.checkpoints import CsvLog, load_checkpoint, save_checkpoint
@@ -65,8 +66,10 @@ class Run:
         )
         if skipped := len(train_set) - len(self.train_set):
             print(f"{skipped} of {len(train_set):,} training examples are longer than the context and left out")
-        shown = self.sources[:1] if s.skip_long else self.sources  # of the others, some may not fit
-        sources = [*shown, *(example.source for example in test_set)]
+        if s.skip_long:  # validation shows the first table that fits, and decodes no other
+            fit = (x for x in self.sources if len(encode_prompt(self.tokenizer, x)) < room)
+            self.sources = list(itertools.islice(fit, 1))
+        sources = [*self.sources, *(example.source for example in test_set)]
         limits = s.prefix_len, s.beam_size, s.max_new_tokens, s.skip_long
         self.limits = check_context(self.model.config, self.tokenizer, sources, *limits)
 
@@ -84,6 +87,10 @@ class Run:
     def choose(self, plain_function: Callable) -> Callable:
         """A function of the plain path or its fast counterpart, called in the run's number format."""
         return self.engine.in_precision(self.engine.choose(plain_function, self.model))
+
+    def choose_clip(self, clip_gradients: Callable) -> Callable:
+        """Likewise for clipping, before which several processes add up their gradients."""
+        return ranks.summing_gradients(self.engine.choose(clip_gradients))
 
     def parameters(self) -> list:
         """What AdamW trains. With --lora_lr in groups: LoRA's and the adapter's learning rate is relative to --lr."""
@@ -204,7 +211,8 @@ class Run:
             )
 
     def write_log(self, lr: float, norm: float) -> None:
-        """A line in log.csv and on the screen. The loss is in nats a scored token in every mode, so curves compare."""
+        """A line in log.csv and on the screen. The loss is training's, in nats a scored token in every mode, so curves
+        compare; but with label smoothing it is higher than -log p, which valid.csv has."""
         counts, epoch = self.counts, self.n / self.steps_per_epoch
         loss, speed = counts["loss"] / counts["scored"], counts["read"] / counts["log_s"]
         left = (self.steps - self.n) * (counts["training_s"] + counts["validation_s"]) / self.n

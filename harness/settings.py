@@ -66,7 +66,9 @@ class Settings:
     # the frozen model, and the data
     model: str = flag("gpt2", f"{', '.join(NAMES)} (in this repository), or a folder with config.json or a .gguf file")
     weights: str | None = flag(
-        None, "a local .safetensors, .gguf or TensorFlow checkpoint; 'random': untrained (default: download)", kind=str
+        None,
+        "a local .safetensors, .gguf or TensorFlow checkpoint; 'random': untrained (default: the model's own)",
+        kind=str,
     )
     data: str | None = flag(None, "folder with the data, text or CSV; mini: the sample tables in this repository;"
                             " webnlg: WebNLG 2017, downloaded (default: E2E, the paper's files, downloaded)",
@@ -100,7 +102,7 @@ class Settings:
     dropout: float | None = flag(None, "GPT-2's dropout during training (default: 0, fine-tuning 0.1)", kind=float)
     loss: str | None = flag(
         None,
-        "sum over a sentence's tokens then mean, or mean over tokens (default: sentence, without a prefix token)",
+        "sum over a sentence's tokens then mean, or mean over tokens (default: sentence with a prefix, else token)",
         ("sentence", "token"),
         kind=str,
     )
@@ -126,7 +128,9 @@ class Settings:
     dtype: str = flag(
         "auto", "bf16 or fp32 products in training (auto: bf16 if the hardware has it)", ("auto", "bf16", "fp32")
     )
-    plain: bool = flag(False, "use only the plain files, without fast/: slower, equal up to rounding")
+    plain: bool = flag(
+        False, "use only the plain files, without fast/: slower, equal up to rounding and the noise of dropout"
+    )
     log_every: int = flag(50, "steps between lines of log.csv")
     valid_every: int = flag(0, "steps between validations (0: after each epoch)")
     checkpoint_every: int = flag(500, "steps between checkpoints")
@@ -280,8 +284,8 @@ def default_dropout(s: Settings) -> float:
 PAPER_RATES = (8e-5, 5e-5, 2e-4)
 RATES = {"mini": (1e-3, 1e-3, 2e-3), "smollm2": (1e-3, 3e-4, 3e-3)}
 
-# What Li & Liang do, and what Hu et al. do for GPT-2 on E2E. In decoding they also have a length penalty of 0.9 and
-# allow no 4-gram twice, which --length_norm has not.
+# What Li & Liang do, and what Hu et al. do for GPT-2 on E2E. Hu et al. also decode with a length penalty of 0.9 and
+# forbid repeated 4-grams; neither is implemented here.
 RECIPE = {"batch_size": 10, "warmup_steps": 0, "weight_decay": 0.0, "beam_size": 5}
 LORA_RECIPE = {"batch_size": 8, "warmup_steps": 500, "weight_decay": 0.01, "beam_size": 10, "label_smoothing": 0.1}
 

@@ -29,8 +29,8 @@ import numpy as np
 import tiktoken
 import torch
 
-from e2e_data import END
 from harness.files import InputError
+from harness.vocabulary import END
 
 KINDS = ("dialogue", "books", "expository", "structured")
 FILES = f"{', '.join(f'{kind}.txt' for kind in KINDS)} (or .txt.gz)"

@@ -25,8 +25,9 @@ from pathlib import Path
 
 import regex  # installed with tiktoken, whose pattern uses \p{L}
 
-from e2e_data import END, tiktoken_pattern
 from harness.files import write_atomic
+from harness.gpt2_bpe import tiktoken_pattern
+from harness.vocabulary import END
 
 
 def byte_letters() -> list[str]:

@@ -162,6 +162,21 @@ def test_the_validation_split_goes_to_files_of_its_own(run):
     assert (run / "scores-valid.json").exists()
 
 
+def test_other_data_goes_to_files_of_its_own(run, tmp_path):
+    evaluate_run(run)
+    before = {name: (run / name).read_bytes() for name in ("outputs.txt", "scores.json", "evaluation.json")}
+    own = Path(json.loads((run / "settings.json").read_text())["data"])
+    other = shutil.copytree(own, tmp_path / "other")
+    (test_file,) = other.glob("*test*")
+    kept = [line for line in test_file.read_text(encoding="utf-8").splitlines(keepends=True) if line.strip()][:3]
+    test_file.write_text("".join(kept), encoding="utf-8")
+    main(["--run", str(run), "--data", str(other)])
+    assert before == {name: (run / name).read_bytes() for name in before}
+    n = len(group_references(load_split(str(other), "test")))
+    assert len((run / "outputs-data_other.txt").read_text(encoding="utf-8").splitlines()) == n < len(kept) + 1
+    assert (run / "scores-data_other.json").exists() and (run / "evaluation-data_other.json").exists()
+
+
 def test_one_table_is_said(run, capsys):
     source = load_split(json.loads((run / "settings.json").read_text())["data"], "test")[0].source
     main(["--run", str(run), "--table", source, "--plain"])

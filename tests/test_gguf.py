@@ -24,11 +24,11 @@ from tiny_llama import (
 )
 
 import train
-from e2e_data import END, load_tokenizer
+from e2e_data import load_tokenizer
 from harness.files import InputError
 from harness.gguf import GGUF, TYPES
 from harness.llama_files import package_file
-from harness.vocabulary import load_vocabulary
+from harness.vocabulary import END, load_vocabulary
 from llama import Llama
 from weights import load_config, load_model
 

@@ -9,7 +9,7 @@ from tiny import lively
 from gpt2 import GPT2, GPT2Config, KVCache
 from harness.files import InputError
 from harness.safetensors import read_safetensors, write_safetensors
-from prefix import Embedding, Infix, Prefix, keys_values, load_prefix, shape_of
+from prefix import Embedding, Infix, Prefix, keys_values, load_prefix
 
 CONFIG = GPT2Config(n_layer=3, n_head=4, n_embd=32, n_positions=64, vocab_size=101)
 END = 100
@@ -232,7 +232,7 @@ def test_misuse_is_refused_with_a_sentence(model, tmp_path):
         match=r"prefix\.safetensors was made for 3 layers of 8 heads .*but this model has 3 layers of 4 heads",
     ):
         load_prefix(path, CONFIG)
-    write_safetensors(path, {"prefix": torch.zeros(5, 10)}, {"mode": "prefix", "made_for": shape_of(CONFIG)})
+    write_safetensors(path, {"prefix": torch.zeros(5, 10)}, {"mode": "prefix", "made_for": CONFIG.shape})
     with pytest.raises(InputError, match="was made for"):
         load_prefix(path, CONFIG)
     write_safetensors(path, {"wte.weight": torch.zeros(5, 10)}, {})

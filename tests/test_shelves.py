@@ -350,6 +350,8 @@ def test_long_examples_are_refused_or_left_out_and_long_texts_end_with_the_conte
     for split in ("train", "test"):
         with open(data / f"src1_{split}.txt", "a", encoding="utf-8") as file:
             file.write(line if split == "train" else line.replace(" , Thai" * 25, ""))
+    valid = data / "src1_valid.txt"  # of which the first table is shown after each validation
+    valid.write_text(line.replace("||", " , Thai" * 60 + "||") + valid.read_text("utf-8"), "utf-8")
     words = flags(world, tmp_path / "run", data=data, max_new_tokens=100)
     assert "tokens, but only 155 fit" in refused(capsys, train.main, *words)
     train.main([*words, "--skip_long"])

@@ -166,14 +166,14 @@ def test_ids_of_task_tokens_lie_beyond_the_vocabulary_and_stay_when_a_task_is_ad
     ids=["middle", "twice", "end", "no such task"],
 )
 def test_a_task_token_elsewhere_is_refused(model, shelf, tokens):
-    with shelf.attached(model), pytest.raises(InputError, match="a task token in the middle of a row"):
+    with shelf.attached(model), pytest.raises(InputError, match="a task token must come first in its row"):
         model(torch.tensor(tokens))
 
 
 def test_a_task_token_in_the_cached_part_of_a_row_is_refused(model, shelf):
     with shelf.attached(model):
         model(torch.tensor([[101, 1, 2]]), cache := KVCache())
-        with pytest.raises(InputError, match="a task token in the middle of a row"):
+        with pytest.raises(InputError, match="a task token must come first in its row"):
             model(torch.tensor([[101]]), cache)
 
 

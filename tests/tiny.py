@@ -14,9 +14,11 @@ from pathlib import Path
 import regex
 import torch
 
-from e2e_data import END, Example, tiktoken_pattern
+from e2e_data import Example
 from gpt2 import GPT2, GPT2Config
+from harness.gpt2_bpe import tiktoken_pattern
 from harness.safetensors import write_safetensors
+from harness.vocabulary import END
 
 NAMES = (
     "The Old Mill",

@@ -14,8 +14,8 @@ import torch
 import transformers
 from tiny import tables, write_vocabulary
 
-from e2e_data import END
 from harness.llama_files import GGUF_NAMES
+from harness.vocabulary import END
 from llama import Llama, LlamaConfig
 
 SPECIAL = [END, "<|im_start|>", "<|im_end|>"]
