@@ -149,7 +149,7 @@ class Shelf(Hooks):
         positions  [R, T] as the caller counts: the tokens of the row that came before
         """
         if (tokens >= self.config.vocab_size).any():
-            raise InputError("a task token in the middle of a row: a row begins with it")
+            raise InputError("a task token must come first in its row")
         if cache.rows is None:  # no row called a task
             return tokens, positions, mask
         R, T = tokens.shape
