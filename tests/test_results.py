@@ -287,7 +287,7 @@ def test_the_findings_state_the_decoding_with_each_length_norm(results):
     }
     runs = [("prefix, P = 5", results, "prefix5"), ("prefix, P = 20", results, "prefix20")]
     runs += [("prefix, P = 40", results, "prefix40"), ("prefix, P = 5, five epochs", longer, "prefix5")]
-    runs += [("LoRA, r = 4 on q, v", results, "lora4")]
+    runs += [("LoRA, r = 4 on q, v", results, "lora4"), ("LoRA, r = 4 on q, v, five epochs", longer, "lora4")]
     runs += [("prefix, P = 20, + LoRA, r = 16 on q, v, MLP", results, "prefix20-lora16-wide")]
     runs += [("fine-tune", results, "finetune")]
     expected = {}
