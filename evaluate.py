@@ -26,9 +26,8 @@ from harness.comparison import add_intervals, check_comparison, check_outputs, c
 from harness.door import Engine, prepare_process
 from harness.files import InputError, exit_on_input_error, write_atomic
 from harness.machine import describe_machine
-from harness.peft_files import is_adapter
 from harness.report import print_table, published_for
-from harness.runs import check_context, load_run, load_settings, write_json
+from harness.runs import check_context, ending_of, load_run, write_json
 from harness.settings import SEARCH, Settings, add_flags
 from harness.shelves import describe, load_shelf
 from harness.tables import answer_file
@@ -111,7 +110,6 @@ def evaluate_run(folder: str | Path, batch_size: int = 64, split: str = "test", 
     Returns the scores on the reference scorer's scale; of several rows (WebNLG's categories), name -> scores.
     """
     folder = Path(folder)
-    own = load_settings(folder)
     settings, model = load_run(folder, **changes)
     tokenizer = load_tokenizer(settings.model, settings.weights)
     test_set = settings.dataset.test_set(split)
@@ -127,11 +125,7 @@ def evaluate_run(folder: str | Path, batch_size: int = 64, split: str = "test", 
     if ranks.rank() > 0:
         return scores
 
-    asked = {name: getattr(settings, name) for name in (*SEARCH, "decode_dtype")}
-    other = [f"{name}_{value}" for name, value in asked.items() if value != getattr(own, name)]
-    if settings.data != own.data and not is_adapter(folder):  # PEFT's folder names no data
-        other.append(f"data_{Path(settings.data).resolve().name}")
-    ending = "-".join(["", *([] if split == "test" else [split]), *other])
+    ending = ending_of(folder, settings, split)
     with write_atomic(folder / f"outputs{ending}.txt") as file:
         file.writelines(text + "\n" for text in outputs)
     write_json(folder / f"scores{ending}.json", scores)

@@ -8,10 +8,10 @@ token,
 
     max over theta of  sum_i log p(y_i | table, y_<i)         theta: the prefix, ...; in fine-tuning all weights
 
-The loss of a batch of B sentences with M scored tokens:
+The loss of a batch of B sentences with M scored tokens (--loss; LoRA alone smooths the labels by default):
 
-    with a prefix    - 1/B  sum_b sum_i log p(y_bi | table_b, y_b,<i)
-    otherwise        - 1/M  sum_b sum_i log p(y_bi | table_b, y_b,<i)        LoRA alone: with smoothed labels
+    sentence    - 1/B  sum_b sum_i log p(y_bi | table_b, y_b,<i)        the default with a prefix
+    token       - 1/M  sum_b sum_i log p(y_bi | table_b, y_b,<i)        the default without
 
 AdamW, gradient norm clipped at 1, learning rate falling linearly to 0, after a linear rise if there is a warm-up;
 harness/settings.py has the defaults.

@@ -2,7 +2,7 @@
 
 A CPU computes with them many times more slowly than with other numbers. They come from the softmax: a learned prefix
 attracts nearly all of a head's attention, and the other tokens' weights fall to 1e-39. Beside the remaining weights,
-which sum to 1, they change nothing. bf16 units for matrix products ignore such numbers anyway; in fp32 it matters.
+which sum to 1, they change nothing. In fp32 it matters most: x86's products in bf16 ignore such numbers anyway.
 """
 
 import torch

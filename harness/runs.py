@@ -27,7 +27,7 @@ from harness.files import InputError, read_text, write_atomic
 from harness.parts import Parts, load_parts
 from harness.peft_files import is_adapter, settings_of
 from harness.safetensors import write_safetensors
-from harness.settings import Settings, init_tokens
+from harness.settings import SEARCH, Settings, init_tokens
 from lora import LoRA
 from prefix import MODES, Prefix, load_prefix
 from weights import load_model
@@ -64,6 +64,16 @@ def trained_file(folder: Path, finetunes: bool, adapts: bool = False) -> Path:
     if is_adapter(folder):
         return Path(folder)
     return Path(folder) / f"{'model' if finetunes else 'parts' if adapts else 'prefix'}.safetensors"
+
+
+def ending_of(folder: Path, settings: Settings, split: str) -> str:
+    """What the names of an evaluation's files end in: "" for a run's own test set and search, else what differs."""
+    own = load_settings(folder)
+    asked = {name: getattr(settings, name) for name in (*SEARCH, "decode_dtype")}
+    other = [f"{name}_{value}" for name, value in asked.items() if value != getattr(own, name)]
+    if settings.data != own.data and not is_adapter(folder):  # PEFT's folder names no data
+        other.append(f"data_{Path(settings.data).resolve().name}")
+    return "-".join(["", *([] if split == "test" else [split]), *other])
 
 
 def load_run(folder: str | Path, **changes) -> tuple[Settings, GPT2]:
