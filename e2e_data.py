@@ -16,7 +16,8 @@ The model reads (section 5.3 and the paper's code; <|endoftext|> is the separato
     " " + source + " <|endoftext|> " + target + " <|endoftext|>"
     |------------ prompt ---------|----------- scored ----------|
 
-The loss counts the tokens after the separator, including the end token.
+The loss counts the tokens after the separator, including the end token. Left out: delexicalisation, that is
+placeholders in place of names.
 """
 
 import csv

@@ -8,10 +8,11 @@
 
 Each distinct table is decoded once and scored against all of its reference sentences. The generated text is unchanged
 except for white space: each run becomes one space, and the ends are stripped.
+
+The search is in beam.py, the scores are in metrics/. Left out: sampling, and scores that are trained models themselves
+(BERTScore, BLEURT).
 """
 
-import argparse
-import sys
 import time
 from pathlib import Path
 
@@ -22,13 +23,15 @@ from beam import NextWords, beam_search
 from e2e_data import encode_prompt, linearise, load_tokenizer
 from gpt2 import GPT2
 from harness import ranks
-from harness.comparison import add_intervals, check_comparison, check_outputs, compare_files, write_scores
+from harness.comparison import add_intervals, check_outputs, compare_files, write_scores, write_segments
 from harness.door import Engine, prepare_process
+from harness.evaluation_flags import EMPTY, parse_flags
 from harness.files import InputError, exit_on_input_error, write_atomic
 from harness.machine import describe_machine
+from harness.progress import Progress
 from harness.report import print_table, published_for
 from harness.runs import check_context, ending_of, load_run, write_json
-from harness.settings import SEARCH, Settings, add_flags
+from harness.settings import Settings
 from harness.shelves import describe, load_shelf
 from harness.tables import answer_file
 from metrics import read
@@ -76,18 +79,14 @@ def decode(
     limits = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else max_new_tokens
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))  # the largest batch first: it sizes the memory
     texts = [""] * len(prompts)
-    began = time.monotonic()
+    progress = Progress("decoded", len(order), "tables", show)
     for start in ranks.shard(range(0, len(order), batch_size)):
         batch = order[start : start + batch_size]
         given, longest = [prompts[i] for i in batch], [limits[i] for i in batch]
         found = beam_search(model, given, end, beam_size, longest, length_norm, banned, next_words, prompt_len)
         for i, ids in zip(batch, found):
             texts[i] = decode_ids(tokenizer, ids)
-        if show and sys.stderr.isatty():
-            done = min(start + ranks.size() * batch_size, len(order))  # the other ranks are about as far
-            left = (time.monotonic() - began) / done * (len(order) - done)
-            line = f"\rdecoded {done}/{len(order)} tables, {left:.0f} s left "
-            print(line, end="\n" if done == len(order) else "", file=sys.stderr)
+        progress(start + ranks.size() * batch_size)  # the other ranks are about as far
     return ["".join(parts) for parts in zip(*ranks.all_gather(texts))]  # a text is empty on all ranks but one
 
 
@@ -224,84 +223,18 @@ def score_files(
         add_intervals(result["corpus"], data, bootstrap)
     write_scores(scores, result["corpus"])
     if segments is not None:
-        columns = list(result["segments"][0])
-        with write_atomic(segments) as file:
-            file.write("\t".join(["segment", *columns, "source", "output"]) + "\n")
-            for number, (row, *texts) in enumerate(zip(result["segments"], data.sources, data.hypotheses), start=1):
-                cells = [repr(float(row[column])) for column in columns]
-                cells += [" ".join(text.split()) for text in texts]  # no tab or line break inside a cell
-                file.write("\t".join([str(number), *cells]) + "\n")
+        write_segments(segments, result["segments"], data)
     return result["corpus"]
 
 
 # ----------------------------------------------------------------------------- the command line
-
-EMPTY = "name some fields, e.g. 'name : Blue Spice | area : riverside'"
-ONE, HERE = (*SEARCH, "decode_dtype", "model", "weights"), ("device", "plain")
-OWN = (*ONE, "data")
-# What can be asked for, and the flags that have an effect on it.
-USES = {
-    ("run",): ("split", "batch_size", *OWN, *HERE),
-    ("run", "table"): (*ONE, *HERE),
-    ("run", "tables"): ("out", "batch_size", *ONE, *HERE),
-    ("shelf",): (),
-    ("shelf", "text"): (*ONE, *HERE),
-    ("shelf", "tables"): ("out", "batch_size", *ONE, *HERE),
-    ("hyp", "ref"): ("src", "segments", "scores", "bootstrap"),
-}
-
-
-def check_flags(given: dict) -> tuple[str, ...]:
-    """Which of USES is asked for. Raises InputError when it is none, or for a flag without effect on it."""
-    asked = tuple(name for name in ("run", "shelf", "table", "text", "tables", "hyp", "ref") if name in given)
-    if asked not in USES:
-        raise InputError(
-            "give --run FOLDER and how to decode it, --shelf FOLDER and what to ask, or --hyp FILE and --ref FILE"
-        )
-    if "tables" in given and "out" not in given:
-        raise InputError("--tables needs --out FILE, or --out - for standard output")
-    for name in given:
-        if name not in (*asked, *USES[asked]):
-            raise InputError(f"--{name} has no effect with {' and '.join(f'--{a}' for a in asked)}: leave it out")
-    for name in ("table", "text"):
-        if not given.get(name, name).strip():
-            raise InputError(f"--{name} is empty: {EMPTY}")
-    if given.get("batch_size", 1) < 1:
-        raise InputError(f"--batch_size {given['batch_size']}: must be at least 1")
-    check_comparison(given)
-    return asked
 
 
 @exit_on_input_error
 @ranks.distributed
 def main(argv: list[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        allow_abbrev=False,
-        argument_default=argparse.SUPPRESS,
-        description="Decode and score a run, ask a run or a shelf of tasks, or score outputs against references.",
-    )
-    run = parser.add_argument_group("decode a run and score it")
-    run.add_argument("--run", help="a folder that train.py wrote, or an adapter of PEFT's")
-    run.add_argument("--table", help="answer this request only: 'name : Blue Spice | area : riverside'")
-    run.add_argument("--split", choices=("test", "valid"), help="what to decode (default: test)")
-    run.add_argument("--batch_size", type=int, help="requests decoded at a time (default: 64)")
-    add_flags(run, OWN, default="the run's own; with --shelf its model, and train.py's defaults")
-    add_flags(run, HERE)
-    shelf = parser.add_argument_group("ask a shelf of tasks (or a run)")
-    shelf.add_argument("--shelf", help="a folder that train.py --task wrote; alone: list its tasks")
-    shelf.add_argument("--text", help="one request: '<|e2e|> name : Blue Spice | area : riverside'")
-    shelf.add_argument("--tables", help="a file of requests, one a line, or CSV with a column mr; -: standard input")
-    shelf.add_argument("--out", help="where the texts go, one a line; -: standard output")
-    score = parser.add_argument_group("score outputs")
-    score.add_argument("--hyp", type=Path, action="append", help="outputs: one a line, or CSV or TSV; twice: compare")
-    score.add_argument("--ref", type=Path, help="references: blocks between blank lines, source||target, CSV or TSV")
-    score.add_argument("--src", type=Path, help="the sources, one a line: checks that outputs and references match")
-    score.add_argument("--segments", type=Path, help="write each output's own scores to this TSV file")
-    score.add_argument("--scores", type=Path, help="where the scores go (default: scores.json beside the outputs)")
-    score.add_argument("--bootstrap", type=int, help="resamples for intervals (default: none; of a comparison: 1000)")
-    given = vars(parser.parse_args(argv))
-    asked = check_flags(given)
+    asked, given = parse_flags(argv)
     prepare_process(given.get("plain", False))
     if asked == ("run",):
         evaluate_run(given.pop("run"), **given)

@@ -92,8 +92,6 @@ class OutputHooks(nn.Module):
         if self.attached_to:
             raise InputError(f"this {self.mode} is attached to a model already: detach it first")
         hooks = self.hooks(model)
-        if not all(hasattr(module, "output_hook") for module, _ in hooks):
-            raise InputError(f"this model was packed for decoding: load it again for the {self.mode}")
         if any(module.output_hook is not None for module, _ in hooks):
             raise InputError(f"this model's {self.mode} hooks are taken already: detach what is attached first")
         self.attached_to = [model]

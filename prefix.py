@@ -21,6 +21,8 @@ The ablations (section 7) differ in where the activations come from, or in which
     embedding   [EMB; table; text]      P learned input embeddings ("embedding-only"); the activations are those that
                                         the frozen GPT-2 computes from them
 
+Left out: prefixes in some layers only, and one prefix for several tasks (tasks.py has a shelf of them).
+
 Use:
 
     with prefix.attached(model):        # or prefix.attach(model) ... prefix.detach()

@@ -152,9 +152,7 @@ class Shelf(Hooks):
             raise InputError("a task token must come first in its row")
         if cache.rows is None:  # no row called a task
             return tokens, positions, mask
-        R, T = tokens.shape
-        # A row of the cache may have K beams.
-        visible = cache.rows.repeat_interleave(R // len(cache.rows), 0)  # [R, P + 1]
+        T, visible = tokens.size(1), cache.rows  # visible [R, P + 1]
         S = cache.length + T if mask is None else mask.size(-1)
         if mask is None:
             mask = causal_mask(T, S, tokens.device)

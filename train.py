@@ -18,7 +18,8 @@ harness/settings.py has the defaults.
 
 This file is the method: the loss of a batch, one step, the loop. Everything else that a program needs (data, flags,
 logs, validation, checkpoints, signals, several processes) is in harness/loop.py. Without --plain, harness/door.py
-substitutes faster functions, equal up to rounding and the noise of dropout.
+substitutes faster functions, equal up to rounding and the noise of dropout. Left out: other optimisers and schedules,
+and loss scaling, which bf16 does not need.
 """
 
 import argparse

@@ -3,6 +3,7 @@
 A checkpoint's names and shapes are gpt2.py's own (`h.0.attn.c_attn.weight`), so loading is a copy, key by key, with
 every shape checked. The two file formats are read in harness/safetensors.py (the Hugging Face hub's copy) and
 harness/tensorflow.py (OpenAI's own release). What is different for a Llama is in harness/llama_files.py.
+Left out: pickled checkpoints, which may run code when they are read.
 """
 
 import json

@@ -28,9 +28,10 @@ from pathlib import Path
 if __name__ == "__main__":  # so that this project's modules are found
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from evaluate import EMPTY, writer_of
+from evaluate import writer_of
 from experiments.attention import Look, look, ranking
 from experiments.record import data_label
+from harness.evaluation_flags import EMPTY
 from harness.files import InputError, exit_on_input_error, read_text, write_atomic
 from harness.machine import describe_machine
 from harness.runs import load_settings

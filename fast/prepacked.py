@@ -71,6 +71,11 @@ class PrepackedLinear(nn.Module):
         y = packed_product(x_2d, self.weight, self.bias, self.activation)  # [B * T, n_out]
         return y.view(*x.shape[:-1], -1)  # [B, T, n_out]
 
+    @property
+    def output_hook(self):
+        """A packed product has no hook; without this, one could be set and would never be called."""
+        raise RuntimeError("this model was packed for decoding: load it again to attach something")
+
 
 class PrepackedMLP(nn.Module):
     """A frozen `gpt2.MLP` in evaluation mode, with its hook."""

@@ -36,7 +36,7 @@ class BeamTree:
     room: int
     layers: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # k, v memory of each layer, [B, H, allocated, D]
     length: int = 0  # entries in use, S; all layers have the same number between two passes
-    rows: Tensor | None = None  # [B, ..], what a hook remembers of each prompt
+    rows: Tensor | None = None  # [B, ..], what a hook remembers of each prompt; once there are beams [R, ..]
     path: Tensor | None = None  # [B, K, S] booleans; None until the prompts are read
     depth: Tensor | None = None  # [B, S], 0 .. S' + n - 1
     leaves: Tensor | None = None  # [R * H], where this step's keys and values go, as rows of D numbers of the memory
@@ -79,6 +79,8 @@ class BeamTree:
         if self.path is None:
             trunk = torch.arange(self.length, device=beams.device).expand(len(self.layers[0][0]), -1)  # [B, S']
             self.depth, self.path = trunk, torch.ones_like(trunk, dtype=torch.bool).unsqueeze(1)
+        if self.rows is not None:  # as in KVCache.select
+            self.rows = self.rows[(prompts[:, None] * self.path.size(1) + beams).flatten()]  # [R, ..]
         if B < len(self.path):
             self.select(prompts)
         path = self.path.gather(1, beams[:, :, None].expand(-1, -1, self.length))
@@ -101,7 +103,6 @@ class BeamTree:
                 memory[:n, :, :used] = memory[:, :, :used].index_select(0, prompts)
             self.layers[layer] = tuple(memory[:n] for memory in memories)
         self.depth, self.path = self.depth[prompts], self.path[prompts]
-        self.rows = None if self.rows is None else self.rows[prompts]
 
     def grow(self, S: int) -> int:
         """Use S entries in all layers; returns S. If the memory is too small, it is reallocated for 3/2 S entries."""

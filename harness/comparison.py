@@ -1,4 +1,4 @@
-"""Confidence intervals of scores, and the comparison of two files of outputs (metrics/bootstrap.py).
+"""Files of scores: with confidence intervals, of each output, of two files of outputs (metrics/bootstrap.py).
 
 evaluate.py --hyp A --ref REF --bootstrap 1000    scores.json gets a key "bootstrap"
 evaluate.py --hyp A --hyp B --ref REF             comparison.json beside B; A is the baseline
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import metrics
-from harness.files import InputError, read_text
+from harness.files import InputError, read_text, write_atomic
 from harness.report import print_table, published_for, scaled
 from harness.runs import to_json, write_json
 from metrics import read
@@ -157,6 +157,17 @@ def write_scores(path: Path, scores: dict) -> None:
         if not same:
             raise InputError(f"{path} holds other scores and is left as it is: name another file with --scores")
     write_json(path, scores | {key: value for key, value in held.items() if key not in scores})
+
+
+def write_segments(path: Path, rows: list[dict], data: read.Scorable) -> None:
+    """Write a TSV file with a line for each output: its scores, source and text."""
+    columns = list(rows[0])
+    with write_atomic(path) as file:
+        file.write("\t".join(["segment", *columns, "source", "output"]) + "\n")
+        for number, (row, *texts) in enumerate(zip(rows, data.sources, data.hypotheses), start=1):
+            cells = [repr(float(row[column])) for column in columns]
+            cells += [" ".join(text.split()) for text in texts]  # no tab or line break inside a cell
+            file.write("\t".join([str(number), *cells]) + "\n")
 
 
 def numbers_of(scores: dict) -> dict[str, float]:

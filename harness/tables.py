@@ -14,13 +14,13 @@ import io
 import itertools
 import re
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
 from harness.files import InputError, read_text, write_atomic
+from harness.progress import Progress
 
 
 class Request(NamedTuple):
@@ -52,18 +52,15 @@ def answer_file(
         total = len(requests)
         if not total:
             raise InputError(f"{tables} holds no request: write one a line")
-    began, done = time.monotonic(), 0
-    shows = sys.stderr.isatty() and not (out == "-" and sys.stdout.isatty())  # or the line would be between the texts
+    done, beside_texts = 0, out == "-" and sys.stdout.isatty()
+    progress = Progress("answered", total or 0, shown=total is not None and not beside_texts)
     requests = iter(requests)
     with nullcontext(sys.stdout) if out == "-" else write_atomic(Path(out)) as file:
         while batch := list(itertools.islice(requests, batch_size)):
             file.writelines(text + "\n" for text in answer(batch))
             file.flush()
             done += len(batch)
-            if shows and total is not None:
-                left = (time.monotonic() - began) / done * (total - done)
-                line = f"\ranswered {done}/{total}, {left:.0f} s left "
-                print(line, end="\n" if done == total else "", file=sys.stderr)
+            progress(done)
     return done
 
 
