@@ -132,10 +132,12 @@ def notes(cells: dict[str, Summary]) -> str:
         "; ".join(dict.fromkeys(f"{int(r['steps']):,} steps of {r['batch_size']}" for r in trained))
         or "nothing trained"
     )
+    in_fp32 = [cell.label for cell in shown if int(cell.first["steps"]) and cell.first["dtype"] == "fp32"]
+    mixed = f" Trained in fp32: {'; '.join(in_fp32)}; the others in bf16." if 0 < len(in_fp32) < len(trained) else ""
     others = " Rows in italics are others' numbers, on the paper's tokenised references." if row["data"] == E2E else ""
     return (
         f"{row['tables']} test tables, beam {row['beam_size']} (length_norm {row['length_norm']}); {budget}; {spread}."
-        f"{others}{not_run(cells, MAIN)} Values said: the share of the tables' values that the texts state"
+        f"{mixed}{others}{not_run(cells, MAIN)} Values said: the share of the tables' values that the texts state"
         f" (experiments/slots.py). Scores: `{row['signature']}`.\n"
     )
 

@@ -19,7 +19,7 @@ from e2e_data import group_references, load_split
 from experiments import grid, report, search, steady
 from experiments.record import E2E, checker, read_rows, read_runs
 from experiments.slots import shares
-from experiments.summary import relative_time, summarise
+from experiments.summary import Summary, relative_time, summarise
 from harness.settings import RATES
 from metrics import bleu, mteval, ngrams
 
@@ -189,6 +189,9 @@ def known_numbers(folder: Path) -> set[str]:
     known = set(re.findall(r"\d+\.\d+", (folder / "table.md").read_text(encoding="utf-8")))
     known |= {f"{float(row['valid_loss']):.2f}" for row in read_runs(folder).values() if row["valid_loss"]}
     known |= {f"{loss:.2f}" for cell in summarise(folder).values() if (loss := cell.mean("valid_loss")) is not None}
+    for row in read_runs(folder).values():
+        scores = (report.score_text(Summary("", [row]), column) for column in report.HEADINGS)
+        known |= {score.removesuffix(" %") for score in scores}
     for row in read_rows(folder / "length_norm.csv"):
         known |= {f"{100 * float(row['BLEU']):.1f}", row["words_a_text"]}
     return known
@@ -289,6 +292,7 @@ def test_the_findings_state_the_decoding_with_each_length_norm(results):
     runs += [("prefix, P = 40", results, "prefix40"), ("prefix, P = 5, five epochs", longer, "prefix5")]
     runs += [("LoRA, r = 4 on q, v", results, "lora4"), ("LoRA, r = 4 on q, v, five epochs", longer, "lora4")]
     runs += [("prefix, P = 20, + LoRA, r = 16 on q, v, MLP", results, "prefix20-lora16-wide")]
+    runs += [("prefix, P = 20, + LoRA, r = 16 on q, v, MLP, five epochs", longer, "prefix20-lora16-wide")]
     runs += [("fine-tune", results, "finetune")]
     expected = {}
     for label, folder, cell in runs:
@@ -327,7 +331,7 @@ def test_the_findings_state_what_a_lora_an_adapter_and_the_mixtures_reach(result
 @of_mini
 def test_the_findings_state_what_five_epochs_reach(results):
     once, longer = read_runs(results), read_runs(results.with_name(f"{results.name}-5epochs"))
-    shown = [longer[f"{name}-seed101"] for name in ("prefix5", "lora4")]
+    shown = [longer[f"{name}-seed101"] for name in ("prefix5", "lora4", "prefix20-lora16-wide")]
     assert len(longer) == len(shown)
     expected, epochs = {}, [(once[row["run"]], row) for row in shown]
     labels = {cell.name: cell.label for cell in grid.grid(0)}
@@ -341,6 +345,19 @@ def test_the_findings_state_what_five_epochs_reach(results):
     header, *stated = table_under("seed 101, one and five epochs").items()
     assert dict(stated) == expected
     assert header[1] == ["BLEU, one", "BLEU, five", "validation loss, one", "validation loss, five"]
+
+    mixtures, tuned = epochs[-1], once["finetune-seed101"]
+    compared = ("the mixture, one epoch", "the mixture, five epochs", "fine-tune, one epoch")
+    columns = ("BLEU", "NIST", "METEOR", "ROUGE_L", "CIDEr", "values_said")
+    assert list(table_under("seed 101 again").items()) == [
+        ("seed 101 again", [report.HEADINGS[column] for column in columns]),
+        *(
+            (label, [report.score_text(Summary(label, [row]), column) for column in columns])
+            for label, row in zip(compared, (*mixtures, tuned))
+        ),
+    ]
+    assert f"{float(tuned['valid_loss']):.2f}" == f"{float(mixtures[1]['valid_loss']):.2f}"
+    assert all(float(mixtures[1][name]) > float(mixtures[0][name]) for name in columns if name != "BLEU")
 
 
 @of_mini
