@@ -7,7 +7,7 @@ The model stays frozen. Each layer's MLP gets a small learned network in paralle
 
 U is zero at the start, so training begins at the frozen model; D begins as LoRA's A (lora.py). With a short prefix
 this is the paper's best mixture ("MAM": a prefix of 30 positions and r = 512). Because of the relu it cannot be merged
-into the weights, as LoRA can. Left out: biases, adapters beside attention or in sequence.
+into the weights, as LoRA can. Left out: biases, adapters on attention, sequential adapters.
 
 Use: as in lora.py, without merge.
 
@@ -27,7 +27,7 @@ from lora import OutputHooks, start_of
 
 
 class Adapter(OutputHooks):
-    """A learned network beside each MLP. dim: its width r; scale: s. Raises InputError when one is not above 0."""
+    """A learned network in parallel with each MLP. dim: its width r; scale: s. Raises InputError if one is not > 0."""
 
     mode = "adapter"
 

@@ -18,7 +18,8 @@ just ended included.)
 Prompts of different lengths are padded on the right. Causality hides the padding from the prompt's own tokens, a mask
 hides it from the later ones. Left out: sampling, and any hypothesis but the best.
 
-Shapes: B prompts still searched, K beams, R = B * K rows, V vocabulary, S keys, T longest prompt, W = 2 K words.
+Shapes: B prompts still searched, K beams, R = B * K rows, V vocabulary, S keys, T longest prompt, W = 2 K words. A word
+is a token of the vocabulary, as a candidate for the next one.
 """
 
 from collections.abc import Callable
@@ -144,8 +145,8 @@ def beam_search(
     banned          tokens never produced
     next_words      NextWords, or a class with the same two methods
     prompt_len      the length of a prompt for length_norm "total"; tasks.py does not count a task's token
-    Raises ValueError for an empty prompt, no beams, an unknown length_norm, or fewer than 2 K words that may be
-    produced.
+    Raises ValueError for an empty prompt, no beams, a max_new_tokens below 1, an unknown length_norm, or fewer than
+    2 K words that may be produced.
     """
     K = beam_size
     limits = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else max_new_tokens

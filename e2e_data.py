@@ -16,11 +16,12 @@ The model reads (section 5.3 and the paper's code; <|endoftext|> is the separato
     " " + source + " <|endoftext|> " + target + " <|endoftext|>"
     |------------ prompt ---------|----------- scored ----------|
 
-The loss counts the tokens after the separator, including the end token. Left out: delexicalisation, that is
+By default the loss counts the tokens after the separator, including the end token. Left out: delexicalisation, that is
 placeholders in place of names.
 """
 
 import csv
+import functools
 import io
 import re
 from collections.abc import Iterator
@@ -31,8 +32,8 @@ import tiktoken
 import torch
 from torch import Tensor
 
-from harness.download import OFFLINE, cache_dir, download
-from harness.files import InputError, read_text, resolve_path, sha256_of
+from harness.download import cache_dir, download_data
+from harness.files import InputError, read_text, resolve_path
 from harness.gpt2_bpe import load_gpt2_tokenizer
 from harness.llama_files import load_llama_tokenizer
 from llama import LlamaConfig
@@ -85,15 +86,9 @@ def load_split(folder: str | None, split: str) -> list[Example]:
     """
     if folder is None:
         file = SPLIT_FILES[split][0]
-        try:
-            path = download(PAPER_FILES.format(file=file), cache_dir() / "e2e" / file, sha256=SHA256[file])
-        except InputError as error:
-            raise InputError(f"{error}. {OFFLINE}") from None
-        if sha256_of(path) != SHA256[file]:
-            raise InputError(
-                f"{path} has changed since it was downloaded: delete it, or name your own data with --data FOLDER"
-            )
-        return read_examples(path)
+        return read_examples(
+            download_data(PAPER_FILES.format(file=file), cache_dir() / "e2e" / file, sha256=SHA256[file])
+        )
     return read_examples(find_split(resolve_path(folder, "restaurants"), split))
 
 
@@ -237,7 +232,7 @@ def encode_target(tokenizer: tiktoken.Encoding, target: str) -> list[int]:
 
 
 class Encoded(NamedTuple):
-    """An example as ids. The first `n_prompt`, including the separator, are given and not scored."""
+    """An example as ids. The first `n_prompt` are not scored: the prompt, with the separator unless that is scored."""
 
     ids: list[int]
     n_prompt: int
@@ -288,7 +283,7 @@ class Batch(NamedTuple):
 
     def to(self, device) -> "Batch":
         """The same batch on a device."""
-        return Batch(*(t.to(device, non_blocking=True) for t in self))
+        return Batch(*(t.to(device) for t in self))
 
 
 def collate(examples: list[Encoded], pad: int) -> Batch:
@@ -304,6 +299,7 @@ def scored_tokens(examples: list[Encoded]) -> int:
     return sum(len(ids) - n_prompt for ids, n_prompt in examples)
 
 
+@functools.lru_cache(maxsize=1)  # each step of an epoch asks for the same
 def epoch_order(n: int, seed: int, epoch: int) -> list[int]:
     """The order of the n examples in an epoch: a shuffle that depends only on (seed, epoch)."""
     generator = torch.Generator().manual_seed((1_000_003 * seed + epoch) % 2**64)

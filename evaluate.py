@@ -6,8 +6,8 @@
     python evaluate.py --hyp baseline.txt --hyp outputs.txt --ref src1_test.txt      compare two outputs
     python evaluate.py --shelf shelves/mine --text "<|e2e|> name : Blue Spice | area : riverside"      call a task
 
-Each distinct table is decoded once and scored against all of its reference sentences. The generated text is unchanged
-except for white space: each run becomes one space, and the ends are stripped.
+Each distinct table is decoded once and scored against all of its reference sentences (of WebNLG: each entry). The
+generated text is unchanged except for white space: each run becomes one space, and the ends are stripped.
 
 The search is in beam.py, the scores are in metrics/. Left out: sampling, and scores that are trained models themselves
 (BERTScore, BLEURT).
@@ -25,7 +25,7 @@ from gpt2 import GPT2
 from harness import ranks
 from harness.comparison import add_intervals, check_outputs, compare_files, write_scores, write_segments
 from harness.door import Engine, prepare_process
-from harness.evaluation_flags import EMPTY, parse_flags
+from harness.evaluation_flags import TABLE_HINT, parse_flags
 from harness.files import InputError, exit_on_input_error, write_atomic
 from harness.machine import describe_machine
 from harness.progress import Progress
@@ -66,18 +66,18 @@ def decode(
     """A sentence for each source, in the order of the sources, by beam search in batches of similar length.
 
     max_new_tokens  as in beam_search, one number or one a source
-    batch_size      tables at a time. The more, the faster and the more memory (benchmarks/README.md)
+    batch_size      tables at a time. Larger batches are faster and need more memory (benchmarks/README.md)
     next_words      as in beam_search
     show            print progress on a terminal
     shelf           attached to the model: a source may begin with a task's token (tasks.py)
-    Of several ranks each decodes every N-th batch, and receives all sentences.
+    With N ranks (harness/ranks.py) each decodes every N-th batch, and all receive all sentences.
     """
     encode = encode_prompt if shelf is None else shelf.encode_prompt
     prompts = [encode(tokenizer, source) for source in sources]
     prompt_len = len if shelf is None else shelf.prompt_len
     banned, end = newline_tokens(tokenizer), tokenizer.eot_token
     limits = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else max_new_tokens
-    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))  # the largest batch first: it sizes the memory
+    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))  # the longest first: memory peaks at once
     texts = [""] * len(prompts)
     progress = Progress("decoded", len(order), "tables", show)
     for start in ranks.shard(range(0, len(order), batch_size)):
@@ -112,8 +112,11 @@ def evaluate_run(folder: str | Path, batch_size: int = 64, split: str = "test", 
     settings, model = load_run(folder, **changes)
     tokenizer = load_tokenizer(settings.model, settings.weights)
     test_set = settings.dataset.test_set(split)
-    limits = settings.prefix_len, settings.beam_size, settings.max_new_tokens, settings.skip_long
-    options = settings.search | {"max_new_tokens": check_context(model.config, tokenizer, test_set.sources, *limits)}
+    ending, s = ending_of(folder, settings, split), settings
+    max_new_tokens = check_context(
+        model.config, tokenizer, test_set.sources, s.prefix_len, s.beam_size, s.max_new_tokens, s.skip_long
+    )
+    options = s.search | {"max_new_tokens": max_new_tokens}
     began = time.monotonic()
     outputs = decode_with(
         settings.engine, model, tokenizer, test_set.sources, **options, batch_size=batch_size, show=True
@@ -124,7 +127,6 @@ def evaluate_run(folder: str | Path, batch_size: int = 64, split: str = "test", 
     if ranks.rank() > 0:
         return scores
 
-    ending = ending_of(folder, settings, split)
     with write_atomic(folder / f"outputs{ending}.txt") as file:
         file.writelines(text + "\n" for text in outputs)
     write_json(folder / f"scores{ending}.json", scores)
@@ -147,9 +149,9 @@ def evaluate_run(folder: str | Path, batch_size: int = 64, split: str = "test", 
 
 
 class Writer:
-    """Answers single requests: a run's model, or GPT-2 with a shelf of tasks.
+    """Answers requests with a run's model, or with GPT-2 and a shelf of tasks.
 
-    Raises InputError, when it is asked, for a request that the model cannot read.
+    Raises InputError, when it is called, for a request that the model cannot read.
     """
 
     def __init__(self, settings: Settings, model: GPT2, shelf: Shelf | None = None):
@@ -160,11 +162,11 @@ class Writer:
         """The request as the model reads it, checked: `name[Blue Spice], area[riverside]` is linearised."""
         task, source = (None, request) if self.shelf is None else split_request(request)
         if not source.strip():
-            raise InputError(f"the table is empty: {EMPTY}")
+            raise InputError(f"the table is empty: {TABLE_HINT}")
         try:
             source = linearise(source) if "[" in source else source
-        except ValueError as error:
-            if self.shelf is None and not self.settings.reverse:
+        except ValueError as error:  # not E2E's notation; a table as the model reads it may have a bracket too
+            if self.shelf is None and not self.settings.reverse and " : " not in source:
                 raise InputError(f"the table: {error}") from None
         self.limit(source, task)
         return source if task is None else f"<|{task}|> {source}"

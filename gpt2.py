@@ -5,7 +5,7 @@ The model reads token ids t_1 .. t_T and gives, at each position, the logits of 
     x_0     = wte[t] + wpe[position]
     x'_l    = x_(l-1) + Attention(LayerNorm(x_(l-1)))        for the layers l = 1 .. L
     x_l     = x'_l + MLP(LayerNorm(x'_l))
-    logits  = LayerNorm(x_L) wte^T                           (the input embedding, used again)
+    logits  = LayerNorm(x_L) wte^T                           (the input embedding, tied)
 
     Attention:  [q k v] = x c_attn, each split into H heads of size D
                 head_h = softmax(q_h k_h^T / sqrt(D) + causal mask) v_h,   heads concatenated, times c_proj
@@ -16,7 +16,7 @@ positions and mask of a forward pass (`GPT2.input_hook`), on what a projection o
 model knows nothing of prefixes and adapters; prefix.py uses the first two, lora.py and adapter.py the third.
 
 Parameter names and shapes are those of the published checkpoints, so weights.py copies them key by key. Left out:
-whatever only pretraining at scale needs.
+what only pretraining at scale needs. The faster versions are in fast/.
 
 Shapes: B batch, T tokens, E entries that a hook put in front, S keys (E + cached + T), H heads, D head size,
 C = H * D width, V vocabulary, L layers.
@@ -41,7 +41,7 @@ class GPT2Config:
     n_positions: int = 1024
     vocab_size: int = 50257
 
-    # What another model may state otherwise (llama.py):
+    # Derived from the numbers above; LlamaConfig states some of them (llama.py):
 
     @property
     def n_kv_head(self) -> int:

@@ -6,7 +6,7 @@ t_1 .. t_T as gpt2.py does and differs in the norm, the MLP, grouped attention a
     x_0     = embed_tokens[t]
     x'_l    = x_(l-1) + Attention(RMSNorm(x_(l-1)))          for the layers l = 1 .. L
     x_l     = x'_l + MLP(RMSNorm(x'_l))
-    logits  = RMSNorm(x_L) embed_tokens^T                    (the input embedding, used again)
+    logits  = RMSNorm(x_L) embed_tokens^T                    (the input embedding, tied)
 
     RMSNorm     x / sqrt(mean(x^2) + eps) * weight                                       Zhang & Sennrich 2019
     MLP         (silu(x W_gate) * (x W_up)) W_down           SwiGLU,                     Shazeer 2020

@@ -72,7 +72,7 @@ class OutputHooks(nn.Module):
         raise NotImplementedError
 
     def about(self) -> dict[str, str]:
-        """The metadata that loading needs besides."""
+        """Metadata: what loading needs that the tensors' shapes do not say."""
         raise NotImplementedError
 
     @classmethod
@@ -85,7 +85,8 @@ class OutputHooks(nn.Module):
     def attach(self, model: GPT2):
         """Set the hooks. Returns self.
 
-        Raises InputError if this does not fit the model or is attached already, or the hooks are taken.
+        Raises InputError if this does not fit the model or is attached already, or the hooks are taken; RuntimeError
+        for a model that was packed for decoding (fast/prepacked.py).
         """
         if model.config != self.config:
             raise InputError(f"this {self.mode} was made for {self.config}, not for {model.config}")
@@ -255,8 +256,8 @@ class LoRA(OutputHooks):
     def merge(self) -> None:
         """W' = W + (alpha / r) A B in the model that this is attached to; the hooks are removed.
 
-        Merge before the weights are rounded to bf16, so that the sum is rounded, and rounded once. Raises InputError if
-        it is merged already or not attached.
+        Merge before the weights are rounded to bf16: if W is rounded first and the sum again, a small change may be
+        lost. Raises InputError if it is merged already or not attached.
         """
         model = self.model()
         if self.kept:

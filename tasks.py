@@ -21,7 +21,8 @@ Only the tasks that a batch calls are computed, so gradients reach them alone. U
 
 harness/shelves.py keeps a shelf in a folder, a file a task. Left out: weights that differ row by row.
 
-Shapes: B rows, P the longest prefix that a batch calls, n the tasks that it calls; L, H, D, T, S, V as in gpt2.py.
+Shapes: B rows, R = B * K rows once K beams extend each, P the longest prefix that a batch calls, n the number of tasks
+that it calls; L, H, D, T, S, V as in gpt2.py.
 """
 
 import re
@@ -163,7 +164,7 @@ class Shelf(Hooks):
             if positions.max() >= self.config.n_positions:
                 raise ValueError(f"a prefix and its tokens do not fit into {self.config.n_positions} positions")
         else:
-            positions = positions + visible.sum(1, keepdim=True) - 1  # + P, and - 1 for a task token
+            positions = positions + visible.sum(1, keepdim=True) - 1  # with a task + P, - 1 for its token; else + 0
         return tokens, positions, mask
 
     def put_in_front(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:

@@ -62,10 +62,7 @@ def learning_rate(peak: float, step: int, steps: int, warmup_steps: int = 0) -> 
 
 def adamw(parameters: Iterable[torch.nn.Parameter | dict], lr: float, weight_decay: float) -> torch.optim.AdamW:
     """Adam with decoupled weight decay (Loshchilov & Hutter 2019), of parameters or of groups of them (`update`)."""
-    parameters = list(parameters)
-    first = parameters[0]["params"][0] if isinstance(parameters[0], dict) else parameters[0]
-    fused = first.device.type in ("cpu", "cuda")  # PyTorch's kernel that passes over the weights once
-    return torch.optim.AdamW(parameters, lr=lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=weight_decay, fused=fused)
+    return torch.optim.AdamW(parameters, lr=lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=weight_decay)
 
 
 def clip_gradients(optimizer: torch.optim.Optimizer, max_norm: float) -> torch.Tensor:
@@ -116,7 +113,7 @@ def train(settings: Settings, resume: bool = False, evaluates: bool = False) -> 
     """
     run = Run(settings.resolve(), evaluates)
     s = run.settings
-    optimizer = adamw(run.parameters(), s.lr, s.weight_decay)
+    optimizer = run.engine.choose(adamw)(run.parameters(), s.lr, s.weight_decay)
     loss_of, clip = run.choose(summed_loss), run.choose_clip(clip_gradients)
     # In training only: validation measures -log p itself.
     smoothed = functools.partial(loss_of, label_smoothing=s.label_smoothing) if s.label_smoothing else loss_of
@@ -133,11 +130,8 @@ def train(settings: Settings, resume: bool = False, evaluates: bool = False) -> 
 def examples_of_step(examples: list[Encoded], step: int, batch_size: int, seed: int) -> list[Encoded]:
     """The examples of a step. Each epoch is shuffled separately; its last batch may be smaller."""
     epoch, place = divmod(step, math.ceil(len(examples) / batch_size))
-    order = order_of_epoch(len(examples), seed, epoch)
+    order = epoch_order(len(examples), seed, epoch)
     return [examples[i] for i in order[place * batch_size : (place + 1) * batch_size]]
-
-
-order_of_epoch = functools.lru_cache(maxsize=1)(epoch_order)  # shuffled once for all steps of an epoch
 
 
 @exit_on_input_error

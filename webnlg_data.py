@@ -30,12 +30,12 @@ Left out: the original triples, the other releases (2.x, 3.0), Russian.
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import NamedTuple
-from xml.parsers import expat
 
 from e2e_data import Example, LocatedExample, shorten
-from harness.download import OFFLINE, cache_dir, download
-from harness.files import InputError, read_text, sha256_of
+from harness.download import cache_dir, download_data
+from harness.files import InputError
 from harness.webnlg_files import ADDRESS, CATEGORIES, SHA256, TEST_FILE
+from harness.xml_reader import LINE, parse
 
 SPLIT_FOLDERS = {"train": "train", "valid": "dev", "test": "test"}  # the release's names
 
@@ -86,7 +86,7 @@ def load_entries(folder: str | None, split: str, paper_quirk: bool = False) -> l
     """
     if folder is None:
         seen = set(CATEGORIES)
-    else:  # of a training split, all are
+    else:  # of a training split, every category is
         seen = {entry.category for entry in read_split(folder, "train")} if split != "train" else set()
     entries = read_split(folder, split, paper_quirk)
     return [entry._replace(seen=split == "train" or entry.category in seen) for entry in entries]
@@ -108,7 +108,8 @@ def find_files(folder: str | None, split: str) -> list[Path]:
     """The XML files of a split, in reading order: by number of triples, then by category."""
     name = SPLIT_FOLDERS[split]
     if folder is None:
-        return [fetch(file) for file in SHA256 if file.startswith(f"{name}/")]
+        cache, files = cache_dir() / "webnlg", [file for file in SHA256 if file.startswith(f"{name}/")]
+        return [download_data(ADDRESS.format(file=file), cache / file, SHA256[file]) for file in files]
     if not Path(folder).is_dir():
         raise InputError(f"{folder} is not a folder: --data names one that holds WebNLG's train, dev and test")
     if split == "test":  # beside it lie its unseen half, and a copy without texts
@@ -119,19 +120,6 @@ def find_files(folder: str | None, split: str) -> list[Path]:
     if not found:
         raise InputError(f"{folder} has no XML file in {name}/: fetch WebNLG 2017 again, or name other data")
     return found
-
-
-def fetch(file: str) -> Path:
-    """One of the official files, from our cache or from the network."""
-    try:
-        path = download(ADDRESS.format(file=file), cache_dir() / "webnlg" / file, sha256=SHA256[file])
-    except InputError as error:
-        raise InputError(f"{error}. {OFFLINE}") from None
-    if sha256_of(path) != SHA256[file]:
-        raise InputError(
-            f"{path} has changed since it was downloaded: delete it, or name your own data with --data FOLDER"
-        )
-    return path
 
 
 # ----------------------------------------------------------------------------- XML -> entries
@@ -179,36 +167,3 @@ def linearise(triples: list[tuple[str, str, str]]) -> str:
 def one_line(element: ElementTree.Element) -> str:
     """The text of an element, with single spaces and no line breaks."""
     return " ".join("".join(element.itertext()).split())
-
-
-LINE = "line of the file"  # an attribute that no XML can have: its name holds spaces
-
-
-def parse(path: Path) -> ElementTree.Element:
-    """The tree of an XML file; each element has its line number in the attribute LINE.
-
-    A document type declaration is refused: a few nested entities in one expand to gigabytes.
-    Raises InputError for anything but well-formed XML in UTF-8.
-    """
-
-    def start(tag, attributes):
-        builder.start(tag, attributes | {LINE: str(parser.CurrentLineNumber)})
-
-    def refuse(*_declaration):
-        raise InputError(
-            f"{path}, line {parser.CurrentLineNumber}: it declares a DOCTYPE, which WebNLG's files do not; delete it"
-        )
-
-    text = read_text(path)
-    builder, parser = ElementTree.TreeBuilder(), expat.ParserCreate("utf-8")
-    parser.buffer_text = True
-    parser.StartElementHandler, parser.EndElementHandler = start, builder.end
-    parser.CharacterDataHandler, parser.StartDoctypeDeclHandler = builder.data, refuse
-    try:
-        parser.Parse(text.encode(), True)
-    except expat.ExpatError as error:
-        raise InputError(
-            f"{path}, line {error.lineno}: not XML ({expat.ErrorString(error.code)});"
-            " fetch it again if it is cut short or damaged"
-        ) from None
-    return builder.close()

@@ -40,7 +40,7 @@ def load_model(name: str, weights: str | None = None, dropout: float = 0.0) -> G
     """A GPT-2 or a Llama in fp32 with its weights.
 
     name     "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "mini" (in this repository), "smollm2" (an installed
-             package), or a folder with config.json or a .gguf file
+             package), or a folder with config.json, hparams.json or a .gguf file
     weights  None: the folder's own file, or a cached download; a file or folder in one of the formats; or "random":
              untrained weights
     dropout  GPT-2's; a Llama has none
@@ -92,7 +92,7 @@ def load_config(name: str) -> GPT2Config | LlamaConfig:
             return llama_files.config_of_gguf(gguf)
         raise InputError(
             f"unknown model {name!r}: use {', '.join((*CONFIGS, *llama.CONFIGS))}, mini, or a folder that holds"
-            " config.json or a .gguf file"
+            " config.json, hparams.json or a .gguf file"
         )
     try:
         stated = json.loads(read_text(path))
@@ -144,16 +144,16 @@ def find_checkpoint(path: Path) -> Path:
     """The checkpoint file at a user's path: the file itself, or the one in a folder."""
     if path.is_dir():
         found = [*sorted(path.glob("*.safetensors")), *sorted(path.glob("*.index"))]
-        names = [file for file in found if file.name in ("model.safetensors", TF_FILES[0])] or found
-        if len(names) == 0 and (gguf := llama_files.gguf_in(path)):
+        files = [file for file in found if file.name in ("model.safetensors", TF_FILES[0])] or found
+        if len(files) == 0 and (gguf := llama_files.gguf_in(path)):
             return gguf
-        if len(names) == 0:
+        if len(files) == 0:
             raise InputError(
                 f"{path} holds no checkpoint: neither model.safetensors nor TensorFlow's model.ckpt.index is there"
             )
-        if len(names) > 1 and names[0].name != "model.safetensors":
-            raise InputError(f"{path} holds several checkpoints: name one of {', '.join(file.name for file in names)}")
-        return names[0]
+        if len(files) > 1 and files[0].name != "model.safetensors":
+            raise InputError(f"{path} holds several checkpoints: name one of {', '.join(file.name for file in files)}")
+        return files[0]
     if not path.exists():
         raise InputError(f"{path} does not exist: check the path given with --weights")
     if path.suffix not in (".safetensors", ".index", ".gguf"):

@@ -185,7 +185,7 @@ class Ours:
         self.loss_of = engine.in_precision(engine.choose(summed_loss, self.model))
         self.clip = engine.choose(clip_gradients)
         self.learned = self.model if prefix is None else prefix
-        self.optimizer = adamw(self.learned.parameters(), settings.lr, settings.weight_decay)
+        self.optimizer = engine.choose(adamw)(self.learned.parameters(), settings.lr, settings.weight_decay)
         self.pad = self.model.config.end_token
 
     def loss(self, examples: list[Encoded]) -> float:
@@ -223,7 +223,8 @@ class Peer:
             self.model, self.options = peft_prefix(self.model, prefix, settings.mid_dim), {}
         self.model.to(settings.device)
         self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        self.optimizer = adamw(self.parameters, settings.lr, settings.weight_decay)
+        adam = settings.engine.choose(adamw)  # the fused one, as ours
+        self.optimizer = adam(self.parameters, settings.lr, settings.weight_decay)
 
     def forward(self, examples: list[Encoded]) -> torch.Tensor:
         """The mean loss over the batch's target tokens."""

@@ -66,8 +66,8 @@ def measure(settings: Settings) -> Cost:
     pad, room = tokenizer.eot_token, load_config(settings.model).n_positions - (settings.prefix_len or 0)
     model, prefix = start_model(replace(settings, init_text=None))  # fitting the prefix to words would only take time
     learned = model if prefix is None else prefix
-    optimizer = adamw(learned.parameters(), settings.lr, settings.weight_decay)
     engine, n = settings.engine, settings.batch_size
+    optimizer = engine.choose(adamw)(learned.parameters(), settings.lr, settings.weight_decay)
     loss_of, clip = engine.in_precision(engine.choose(summed_loss, model)), engine.choose(clip_gradients)
     examples = encode(tokenizer, load_split(settings.data, "train")[: (TIMED_STEPS + 1) * n], room)
     model.train(settings.dropout > 0)

@@ -31,7 +31,7 @@ if __name__ == "__main__":  # so that this project's modules are found
 from evaluate import writer_of
 from experiments.attention import Look, look, ranking
 from experiments.record import data_label
-from harness.evaluation_flags import EMPTY
+from harness.evaluation_flags import TABLE_HINT
 from harness.files import InputError, exit_on_input_error, read_text, write_atomic
 from harness.machine import describe_machine
 from harness.runs import load_settings
@@ -184,7 +184,7 @@ def main(argv: list[str] | None = None) -> None:
     elif len(given.run) > 1:
         raise InputError("--table looks at one run's text: give a single --run")
     elif not given.table.strip():
-        raise InputError(f"--table is empty: {EMPTY}")
+        raise InputError(f"--table is empty: {TABLE_HINT}")
     else:
         written = draw_attention(given.run[0], given.table, out)
     print(f"written: {', '.join(str(path) for path in written)}")

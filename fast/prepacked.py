@@ -73,7 +73,7 @@ class PrepackedLinear(nn.Module):
 
     @property
     def output_hook(self):
-        """A packed product has no hook; without this, one could be set and would never be called."""
+        """Raises RuntimeError: a packed product has no hook. (Without this, one could be set, and never be called.)"""
         raise RuntimeError("this model was packed for decoding: load it again to attach something")
 
 

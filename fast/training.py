@@ -1,4 +1,4 @@
-"""The loss of a batch, and clipping, on the fast path (plain: train.summed_loss, train.clip_gradients).
+"""The loss of a batch, AdamW, and clipping, on the fast path (plain: the functions of train.py with the same names).
 
 The forward pass is gpt2.py's, layer by layer, with three savings:
 
@@ -162,7 +162,15 @@ def rounded_head(model: GPT2, dtype: torch.dtype) -> Tensor:
     return rounded_heads[model][1]
 
 
-# ----------------------------------------------------------------------------- clipping
+# ----------------------------------------------------------------------------- the update
+
+
+def adamw(parameters, lr: float, weight_decay: float) -> torch.optim.AdamW:
+    """train.adamw with PyTorch's fused kernel, which passes over the weights once; on devices that have it."""
+    parameters = list(parameters)
+    first = parameters[0]["params"][0] if isinstance(parameters[0], dict) else parameters[0]
+    fused = first.device.type in ("cpu", "cuda")
+    return torch.optim.AdamW(parameters, lr=lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=weight_decay, fused=fused)
 
 
 def clip_gradients(optimizer: torch.optim.Optimizer, max_norm: float) -> Tensor:

@@ -14,7 +14,7 @@ a mask, which names a beam's entries in the order in which it read them, finds t
     depth[b, s]  =  the number of entries before s on its path
 
 Shapes: B prompts, K beams, R = B * K rows, S entries of a tree, as many as the largest has. The first S' are its trunk,
-and S <= S' + n K after n steps.
+and S <= S' + n K after n steps. H, D, E, T as in gpt2.py.
 """
 
 from dataclasses import dataclass, field
@@ -40,7 +40,7 @@ class BeamTree:
     path: Tensor | None = None  # [B, K, S] booleans; None until the prompts are read
     depth: Tensor | None = None  # [B, S], 0 .. S' + n - 1
     leaves: Tensor | None = None  # [R * H], where this step's keys and values go, as rows of D numbers of the memory
-    hidden: Tensor | None = None  # [B, 1, K, S], added to the scores: 0 on the path, -inf elsewhere
+    bias: Tensor | None = None  # [B, 1, K, S], added to the scores: 0 on the path, -inf elsewhere
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """Store k, v and attend to all entries.
@@ -55,14 +55,14 @@ class BeamTree:
             seen = self.path
             if mask is not None:
                 seen = seen & mask.reshape(B, K, -1).gather(2, self.depth[:, None].expand(B, K, S))
-            self.hidden = torch.zeros_like(seen, dtype=q.dtype).masked_fill(~seen, -torch.inf).unsqueeze(1)
+            self.bias = torch.zeros_like(seen, dtype=q.dtype).masked_fill(~seen, -torch.inf).unsqueeze(1)
         for memory, x in zip(self.layers[layer], (k, v)):
             memory.view(-1, x.size(-1)).index_copy_(0, self.leaves, x.reshape(-1, x.size(-1)))
         k, v = (memory[:, :, :S] for memory in self.layers[layer])  # each [B, H, S, D]
         # A prompt's K rows of one token become one row of K.
         q = q.unflatten(0, (B, K)).squeeze(3).transpose(1, 2)  # [B, H, K, D]
         # In a Llama several query heads share a head of keys and values.
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=self.hidden, enable_gqa=q.size(1) != k.size(1))
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=self.bias, enable_gqa=q.size(1) != k.size(1))
         return y.transpose(1, 2).flatten(0, 1).unsqueeze(2)
 
     def attend_in_prompts(self, layer: int, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
@@ -96,7 +96,7 @@ class BeamTree:
         self.leaves = (trees * room + places[:, :, None]).flatten()
 
     def select(self, prompts: Tensor) -> None:
-        """Keep these prompts' trees, in the memory that is there."""
+        """Keep these prompts' trees, moved within the memory that is allocated already."""
         n, used = len(prompts), self.length
         for layer, memories in enumerate(self.layers):
             for memory in memories:

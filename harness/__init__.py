@@ -27,5 +27,6 @@ llama_files.py       a Llama's files: where they are, configuration, names
 peft_files.py        PEFT's adapter folders, read and written
 hub_files.py         a model as a folder of the Hugging Face hub's, written
 export.py            the command that writes both: python -m harness.export
+xml_reader.py        XML with line numbers
 webnlg_files.py      WebNLG's files and their checksums
 """

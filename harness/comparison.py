@@ -1,6 +1,7 @@
-"""Files of scores: with confidence intervals, of each output, of two files of outputs (metrics/bootstrap.py).
+"""Files of scores: confidence intervals, the scores of each output, a comparison of two files of outputs.
 
-evaluate.py --hyp A --ref REF --bootstrap 1000    scores.json gets a key "bootstrap"
+evaluate.py --hyp A --ref REF --segments FILE     a table with a line for each output
+evaluate.py --hyp A --ref REF --bootstrap 1000    scores.json gets a key "bootstrap" (metrics/bootstrap.py)
 evaluate.py --hyp A --hyp B --ref REF             comparison.json beside B; A is the baseline
 """
 

@@ -59,6 +59,19 @@ def download(url: str, path: Path, size: int | None = None, sha256: str | None =
     )
 
 
+def download_data(url: str, path: Path, sha256: str) -> Path:
+    """`download` of a data set's file, and a check that the copy is still what it was. Raises InputError."""
+    try:
+        path = download(url, path, sha256=sha256)
+    except InputError as error:
+        raise InputError(f"{error}. {OFFLINE}") from None
+    if sha256_of(path) != sha256:
+        raise InputError(
+            f"{path} has changed since it was downloaded: delete it, or name your own data with --data FOLDER"
+        )
+    return path
+
+
 def failure_of(error: Exception) -> tuple[str, bool]:
     """(what went wrong, whether a retry may help), found in the text of the error."""
     for sign, reason, passing in (

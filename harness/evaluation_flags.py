@@ -7,18 +7,19 @@ from harness.comparison import check_comparison
 from harness.files import InputError
 from harness.settings import SEARCH, add_flags
 
-EMPTY = "name some fields, e.g. 'name : Blue Spice | area : riverside'"
+TABLE_HINT = "name some fields, e.g. 'name : Blue Spice | area : riverside'"
 
-MODEL_AND_SEARCH, HERE = (*SEARCH, "decode_dtype", "model", "weights"), ("device", "plain")
-OWN = (*MODEL_AND_SEARCH, "data")  # settings that a run has of its own
+MODEL_AND_SEARCH = (*SEARCH, "decode_dtype", "model", "weights")  # in place of a run's or a shelf's own
+WITH_DATA = (*MODEL_AND_SEARCH, "data")  # where a test set is decoded
+MACHINE = ("device", "plain")
 # What can be asked for, and the flags that have an effect on it.
 USES = {
-    ("run",): ("split", "batch_size", *OWN, *HERE),
-    ("run", "table"): (*MODEL_AND_SEARCH, *HERE),
-    ("run", "tables"): ("out", "batch_size", *MODEL_AND_SEARCH, *HERE),
+    ("run",): ("split", "batch_size", *WITH_DATA, *MACHINE),
+    ("run", "table"): (*MODEL_AND_SEARCH, *MACHINE),
+    ("run", "tables"): ("out", "batch_size", *MODEL_AND_SEARCH, *MACHINE),
     ("shelf",): (),
-    ("shelf", "text"): (*MODEL_AND_SEARCH, *HERE),
-    ("shelf", "tables"): ("out", "batch_size", *MODEL_AND_SEARCH, *HERE),
+    ("shelf", "text"): (*MODEL_AND_SEARCH, *MACHINE),
+    ("shelf", "tables"): ("out", "batch_size", *MODEL_AND_SEARCH, *MACHINE),
     ("hyp", "ref"): ("src", "segments", "scores", "bootstrap"),
 }
 
@@ -35,8 +36,8 @@ def parse_flags(argv: list[str] | None = None) -> tuple[tuple[str, ...], dict]:
     run.add_argument("--table", help="answer this request only: 'name : Blue Spice | area : riverside'")
     run.add_argument("--split", choices=("test", "valid"), help="what to decode (default: test)")
     run.add_argument("--batch_size", type=int, help="requests decoded at a time (default: 64)")
-    add_flags(run, OWN, default="the run's own; with --shelf its model, and train.py's defaults")
-    add_flags(run, HERE)
+    add_flags(run, WITH_DATA, default="the run's own; with --shelf its model, and train.py's defaults")
+    add_flags(run, MACHINE)
     shelf = parser.add_argument_group("ask a shelf of tasks (or a run)")
     shelf.add_argument("--shelf", help="a folder that train.py --task wrote; alone: list its tasks")
     shelf.add_argument("--text", help="one request: '<|e2e|> name : Blue Spice | area : riverside'")
@@ -67,7 +68,7 @@ def check_flags(given: dict) -> tuple[str, ...]:
             raise InputError(f"--{name} has no effect with {' and '.join(f'--{a}' for a in asked)}: leave it out")
     for name in ("table", "text"):
         if not given.get(name, name).strip():
-            raise InputError(f"--{name} is empty: {EMPTY}")
+            raise InputError(f"--{name} is empty: {TABLE_HINT}")
     if given.get("batch_size", 1) < 1:
         raise InputError(f"--batch_size {given['batch_size']}: must be at least 1")
     check_comparison(given)

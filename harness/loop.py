@@ -70,8 +70,9 @@ class Run:
             fit = (x for x in self.sources if len(encode_prompt(self.tokenizer, x)) < room)
             self.sources = list(itertools.islice(fit, 1))
         sources = [*self.sources, *(example.source for example in test_set)]
-        limits = s.prefix_len, s.beam_size, s.max_new_tokens, s.skip_long
-        self.limits = check_context(self.model.config, self.tokenizer, sources, *limits)
+        self.limits = check_context(
+            self.model.config, self.tokenizer, sources, s.prefix_len, s.beam_size, s.max_new_tokens, s.skip_long
+        )
 
         self.steps_per_epoch = math.ceil(len(self.train_set) / s.batch_size)
         self.steps = s.max_steps or s.epochs * self.steps_per_epoch

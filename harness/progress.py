@@ -5,9 +5,9 @@ import time
 
 
 class Progress:
-    """Call it with what is done; each call rewrites the line. It is shown on a terminal only (standard error).
+    """`progress(done)` rewrites the line, which appears only if standard error is a terminal.
 
-    verb, total, what   "decoded", 630, "tables"; what may be ""
+    verb, total, what   e.g. "decoded", 630, "tables"; without a noun, what=""
     shown               False: never
     """
 

@@ -72,7 +72,7 @@ def ending_of(folder: Path, settings: Settings, split: str) -> str:
     asked = {name: getattr(settings, name) for name in (*SEARCH, "decode_dtype")}
     other = [f"{name}_{value}" for name, value in asked.items() if value != getattr(own, name)]
     if settings.data != own.data and not is_adapter(folder):  # PEFT's folder names no data
-        other.append(f"data_{Path(settings.data).resolve().name}")
+        other.append(f"data_{'e2e' if settings.data is None else Path(settings.data).resolve().name}")
     return "-".join(["", *([] if split == "test" else [split]), *other])
 
 

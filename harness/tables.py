@@ -24,7 +24,7 @@ from harness.progress import Progress
 
 
 class Request(NamedTuple):
-    """What is asked for, and where it stands."""
+    """A request, and its file and line for error messages."""
 
     text: str
     where: str

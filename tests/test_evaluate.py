@@ -189,6 +189,16 @@ def test_one_table_is_said(run, capsys):
     assert said[-1] == said[-2] != ""
 
 
+def test_a_table_as_the_model_reads_it_may_have_brackets(run):
+    source = "name : Lotus [closed] | food : Thai"
+    assert evaluate.writer_of(run=run).prepare(source) == source
+
+
+def test_the_files_of_an_evaluation_on_the_papers_data_are_named_after_it(run):
+    settings = evaluate.load_run(run, data=None)[0]
+    assert evaluate.ending_of(run, settings, "test") == "-data_e2e"
+
+
 def test_scores_of_other_outputs_are_not_overwritten(files, tmp_path):
     hyp, ref = files["blocks.txt"]
     main(["--hyp", str(hyp), "--ref", str(ref)])

@@ -100,7 +100,8 @@ def walk(what: str, folder, device: str, dtype: str, plain: bool) -> dict:
     examples = batch_of(model.config.end_token, *([shelf.token("a"), None, shelf.token("c")] if shelf else []))
     loss_of = engine.in_precision(engine.choose(train.summed_loss, model))
     smoothed = functools.partial(loss_of, label_smoothing=0.1)
-    clip, optimizer = engine.choose(train.clip_gradients), train.adamw(learned.parameters(), 1e-3, 0.01)
+    clip, adamw = engine.choose(train.clip_gradients), engine.choose(train.adamw)
+    optimizer = adamw(learned.parameters(), 1e-3, 0.01)
     model.train(what == "finetune")
     batches = [collate(examples[i : i + 2], model.config.end_token).to(device) for i in (0, 2)]
     steps = [train.update(model, optimizer, batches, 4, 1e-3, 1.0, loss, clip) for loss in (loss_of, smoothed)]

@@ -151,6 +151,24 @@ def test_dropout_is_drawn_in_training_mode_only():
 # ----------------------------------------------------------------------------- clipping
 
 
+def test_adamw_takes_the_plain_ones_steps():
+    """Of parameters and of groups of them."""
+    torch.manual_seed(0)
+    gradients = [torch.randn(2, 5, 7) for _ in range(3)]
+    found = {}
+    for adamw in (train.adamw, fast.adamw):
+        parameters = [torch.nn.Parameter(torch.ones(5, 7)) for _ in range(2)]
+        given = ((p for p in parameters), [{"params": parameters[:1]}, {"params": parameters[1:], "relative": 2.0}])
+        for optimizer in (adamw(those, 0.1, 0.1) for those in given):
+            for both in gradients:
+                for parameter, gradient in zip(parameters, both):
+                    parameter.grad = gradient.clone()
+                optimizer.step()
+        found[adamw] = torch.stack(list(parameters))
+        assert optimizer.param_groups[1]["relative"] == 2.0 and len(optimizer.param_groups) == 2
+    torch.testing.assert_close(*found.values(), rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("share", [1 / 3, 3, math.inf], ids=["clipped", "not reached", "no limit"])
 def test_a_clipped_step_is_the_plain_one(fused, share):
@@ -230,7 +248,7 @@ def test_the_plain_path_trains_and_decodes_mini_from_the_command_line_to_the_sam
 
 def test_the_door_gives_a_counterpart_for_each_plain_function():
     fast_engine, plain_engine = (Engine(plain, "cpu", "fp32") for plain in (False, True))
-    for function in (train.summed_loss, train.clip_gradients, NextWords):
+    for function in (train.summed_loss, train.adamw, train.clip_gradients, NextWords):
         assert plain_engine.choose(function) is function
         assert fast_engine.choose(function) is getattr(fast, function.__name__) is not function
 

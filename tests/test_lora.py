@@ -152,10 +152,10 @@ def test_30_steps_give_the_losses_and_the_numbers_of_a_plain_loop_over_transform
         prefix.load_state_dict(prefixes[0].state_dict())
     peer = PeftsLoRA(model, lora)
     parameters = [*lora.parameters(), *(prefixes[0].attach(model).parameters() if with_prefix else [])]
-    ours = train.adamw(parameters, lr=1e-3, weight_decay=0.01)
+    engine = Engine(plain, "cpu", "fp32")
+    ours = engine.choose(train.adamw)(parameters, lr=1e-3, weight_decay=0.01)
     own = [*peer.parameters(), *(prefixes[1].parameters() if with_prefix else [])]
     theirs = torch.optim.AdamW(own, lr=1e-3, weight_decay=0.01)
-    engine = Engine(plain, "cpu", "fp32")
     loss_of, clip = engine.choose(train.summed_loss), engine.choose(train.clip_gradients)
     for step in range(30):
         batch = collate(examples([(9, 7), (4, 12), (13, 3)], seed=step), pad=END)

@@ -65,7 +65,7 @@ def test_webnlg_without_a_network_is_refused_with_a_sentence(monkeypatch):
     def no_network(*args, **kwargs):
         raise InputError("no network")
 
-    monkeypatch.setattr("webnlg_data.download", no_network)
+    monkeypatch.setattr("harness.download.download", no_network)
     monkeypatch.setenv("PREFIX_TUNING_CACHE", "/nonexistent/cache")
     with pytest.raises(InputError, match="no network"):
         DataSet("webnlg").examples("train")

@@ -195,12 +195,11 @@ def test_without_a_folder_the_official_files_are_downloaded_and_checked(monkeypa
         return path
 
     monkeypatch.setenv("PREFIX_TUNING_CACHE", str(tmp_path))
-    monkeypatch.setattr(webnlg_data, "download", download)
+    monkeypatch.setattr("harness.download.download", download)
     with pytest.raises(InputError, match="has changed since it was downloaded"):
         load_split(None, "test")
-    monkeypatch.setattr(
-        webnlg_data, "sha256_of", lambda path: webnlg_files.SHA256[str(path.relative_to(tmp_path / "webnlg"))]
-    )
+    own = tmp_path / "webnlg"
+    monkeypatch.setattr("harness.download.sha256_of", lambda path: webnlg_files.SHA256[str(path.relative_to(own))])
     assert load_split(None, "train") == [("Feast : place : Ohio", "Text.")] * 52
     assert asked[0][0].endswith("/cleaned/data/webnlg_challenge_2017/test/testdata_with_lex.xml")
     assert asked[1][2] == webnlg_files.SHA256["train/1triples/1triple_allSolutions_Airport_train_challenge.xml"]
