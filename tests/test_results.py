@@ -110,7 +110,7 @@ def test_each_cell_of_smollm2s_grid_has_been_run_or_is_said_to_be_missing():
 def test_the_runs_are_alike_and_whole(results):
     rows = read_runs(results)
     alike = ["model", "data", "weights", "machine", "torch"]
-    alike += [] if results.name in PARTS else ["dtype"]  # five epochs were run on several machines, as the text says
+    alike += ["dtype"] if results.name == "mini" else []  # the others were run on several machines, as their texts say
     assert len({tuple(row[name] for name in alike) for row in rows.values()}) == 1
     for name, row in rows.items():
         assert len(outputs_of(results, name)) == int(row["tables"])
@@ -123,7 +123,7 @@ def test_the_report_is_made_of_the_rows(results):
     cells = summarise(results)
     assert (results / "table.md").read_text(encoding="utf-8") == report.full_report(cells)
     assert (results / "samples.md").read_text(encoding="utf-8") == report.samples_report(results, cells)
-    drawn = {"mini": ("length", "modes", "loss", "time", "low_data", "stored"), "smollm2": ("loss", "time")}
+    drawn = {"mini": ("length", "modes", "loss", "time", "low_data", "stored"), "smollm2": ("length", "loss", "time")}
     for name in drawn.get(results.name, ("loss",)):
         assert ElementTree.parse(results / "figures" / f"{name}.svg").getroot().tag.endswith("svg")
         assert (results / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
@@ -479,6 +479,45 @@ def test_smollm2s_findings_state_each_number_of_its_own_cell():
     assert dict(stated) == expected and [("BLEU" in name, "total" in name) for name in header[1]] == [
         (True, True), (True, False), (False, True), (False, False)
     ]  # fmt: skip
+
+
+def test_smollm2s_findings_state_the_prefix_lengths_and_lora_and_what_was_trained_in_fp32():
+    cells, minis = (summarise(ROOT / "results" / model) for model in ("smollm2", "mini"))
+    assert list(table_under("500 steps", SMOLLM2).items()) == [
+        ("500 steps", ["stored", "BLEU", "validation loss, nats", "values said", "mini, BLEU", "poster, BLEU"]),
+        *(
+            (
+                cell.label,
+                [
+                    f"{int(cell.first['parameters_stored']):,}",
+                    report.score_text(cell, "BLEU"),
+                    f"{cell.mean('valid_loss'):.2f}",
+                    report.score_text(cell, "values_said"),
+                    report.score_text(minis[name], "BLEU"),
+                    elsewhere(name, "poster"),
+                ],
+            )
+            for name, cell in sorted(cells.items(), key=lambda pair: place_in_table(*pair))
+        ),
+    ]
+    in_bf16 = {name for name, cell in cells.items() if {row["dtype"] for row in cell.rows} == {"bf16"}}
+    assert in_bf16 == {"prefix5", "finetune"} and "P = 5 and fine-tuning were trained in bf16" in SMOLLM2
+    (bf16, fp32) = re.findall(r"reproduce.py .* --only (.*)", SMOLLM2)
+    assert {*bf16.split()} == in_bf16 and {*fp32.split()} == cells.keys() - in_bf16
+    stored = {cells[name].first["parameters_stored"] for name in ("prefix20", "lora4")}
+    assert len(stored) == 1 and "stores as many numbers as P = 20" in " ".join(SMOLLM2.split())
+    one, five, twenty = (100 * cells[f"prefix{P}"].mean("BLEU") for P in (1, 5, 20))
+    assert f"BLEU rises by {five - one:.1f} from P = 1 to 5" in SMOLLM2
+    assert twenty - five < 100 * cells["prefix5"].spread("BLEU")
+    below = [100 * (cells["finetune"].mean("BLEU") - cells[name].mean("BLEU")) for name in ("lora4", "prefix20")]
+    assert "about 5 BLEU below" in SMOLLM2 and all(4.5 < gap < 5.5 for gap in below)
+    prefixes = [cell.mean("BLEU") for name, cell in minis.items() if cell.first["mode"] == "prefix"]
+    assert minis["lora4"].mean("BLEU") > max(prefixes)
+
+
+def place_in_table(name: str, cell: Summary) -> tuple[bool, int, bool]:
+    """By what they store: prefixes and embeddings, LoRA, fine-tuning."""
+    return name == "finetune", int(cell.first["parameters_stored"]), name.startswith("lora")
 
 
 def test_what_the_front_page_says_of_smollm2s_cost_is_recorded():
