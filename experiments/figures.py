@@ -10,7 +10,7 @@ from pathlib import Path
 import matplotlib
 from matplotlib.figure import Figure
 
-from experiments.grid import POSTER_LENGTHS, POSTER_MINUTES
+from experiments.grid import POSTER_LENGTHS, POSTER_MINUTES, combinations
 from experiments.record import E2E, read_rows
 from experiments.summary import Summary, relative_time
 from harness.files import InputError
@@ -102,8 +102,11 @@ def length(results: Path, cells: Cells) -> Figure | None:
 def stored(results: Path, cells: Cells) -> Figure | None:
     """BLEU and validation loss by the numbers that are stored, a curve for each method, fine-tuning as a line.
 
-    None unless a method with a LoRA or an adapter has two points, a curve.
+    None with fewer than three cells that have a LoRA or an adapter.
     """
+    if sum(cell.name in cells for cell in combinations()) < 3:
+        return None
+    figure, panels = new_figure(10, 5.4, 2, sharex=True)
     lengths = (1, 3, 5, 10, 20, 40)
     methods = {
         "prefix": (BLUE, "o", [f"prefix{P}" for P in lengths]),
@@ -115,9 +118,6 @@ def stored(results: Path, cells: Cells) -> Figure | None:
         "prefix + LoRA, two rates": (BLACK, "*", ["prefix5-lora4-rates", "prefix20-lora16-wide-rates"]),
         "prefix + adapter": (SKY, "^", ["prefix5-adapter16", "prefix20-adapter64"]),
     }
-    if not any(sum(name in cells for name in names) > 1 for label, (*_, names) in methods.items() if label != "prefix"):
-        return None
-    figure, panels = new_figure(10, 5.4, 2, sharex=True)
     for axes, column, scale in ((panels[0], "BLEU", 100), (panels[1], "valid_loss", 1)):
         for label, (colour, marker, names) in methods.items():
             if own := [cells[name] for name in names if name in cells]:
