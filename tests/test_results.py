@@ -465,16 +465,20 @@ def test_smollm2s_findings_state_each_number_of_its_own_cell():
         assert f"with {ratio['memory']:.2f} of the memory" in told
     decoded = {(row["run"], row["length_norm"]): row for row in read_rows(results / "length_norm.csv")}
     expected = {}
-    for label, run in (("prefix, P = 5", "prefix5-seed101"), ("fine-tune", "finetune-seed101")):
+    for label, cell in (("prefix, P = 5", "prefix5"), ("prefix, P = 20", "prefix20"), ("fine-tune", "finetune")):
+        run = f"{cell}-seed101"
         rows = [decoded[run, norm] for norm in ("total", "output")]
         expected[label] = [f"{100 * float(row['BLEU']):.1f}" for row in rows] + [row["words_a_text"] for row in rows]
     words = [expected[label][2] for label in ("prefix, P = 5", "fine-tune")]
     assert f"the prefix writes {words[0]} words a text, fine-tuning {words[1]}" in SMOLLM2
+    of_norm = {key: 100 * float(row["BLEU"]) for key, row in decoded.items()}
     gaps = [
-        100 * (float(decoded["finetune-seed101", norm]["BLEU"]) - float(decoded["prefix5-seed101", norm]["BLEU"]))
+        of_norm["finetune-seed101", norm] - of_norm[f"{cell}-seed101", norm]
+        for cell in ("prefix5", "prefix20")
         for norm in ("total", "output")
     ]
-    assert f"the gap shrinks from {gaps[0]:.1f} to {gaps[1]:.1f}" in SMOLLM2.replace("\n", " ")
+    shrinks = "the gap shrinks from {:.1f} to {:.1f} (seed 101, last point), with P = 20 from {:.1f} to {:.1f}"
+    assert shrinks.format(*gaps) in " ".join(SMOLLM2.split())
     header, *stated = table_under("seed 101", SMOLLM2).items()
     assert dict(stated) == expected and [("BLEU" in name, "total" in name) for name in header[1]] == [
         (True, True), (True, False), (False, True), (False, False)
