@@ -21,7 +21,7 @@ The ablations (section 7) differ in where the activations come from, or in which
     embedding   [EMB; table; text]      P learned input embeddings ("embedding-only"); the activations are those that
                                         the frozen GPT-2 computes from them
 
-Left out: prefixes in some layers only, and one prefix for several tasks (tasks.py has a shelf of them).
+Left out: prefixes in some layers only. Several tasks, each with a prefix of its own, are in tasks.py.
 
 Use:
 

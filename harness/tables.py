@@ -52,8 +52,8 @@ def answer_file(
         total = len(requests)
         if not total:
             raise InputError(f"{tables} holds no request: write one a line")
-    done, beside_texts = 0, out == "-" and sys.stdout.isatty()
-    progress = Progress("answered", total or 0, shown=total is not None and not beside_texts)
+    done, among_texts = 0, out == "-" and sys.stdout.isatty()  # both on one terminal: no line between the texts
+    progress = Progress("answered", total or 0, shown=total is not None and not among_texts)
     requests = iter(requests)
     with nullcontext(sys.stdout) if out == "-" else write_atomic(Path(out)) as file:
         while batch := list(itertools.islice(requests, batch_size)):

@@ -1,6 +1,7 @@
 """evaluate.py: the table it prints, the files it writes, scoring any outputs against any references."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from beam import beam_search
 from e2e_data import group_references, load_split, load_tokenizer, read_examples
 from evaluate import decode, evaluate_run, main, newline_tokens
 from harness.files import InputError
+from harness.progress import Progress
 from harness.report import PUBLISHED, print_table, published_for
 from harness.runs import load_run
 from harness.settings import Settings
@@ -187,6 +189,19 @@ def test_one_table_is_said(run, capsys):
     main(["--run", str(run), "--table", "name : Lotus | food : Thai", "--plain"])
     said = capsys.readouterr().out.splitlines()
     assert said[-1] == said[-2] != ""
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_progress_is_one_line_on_a_terminal_and_nothing_elsewhere(terminal, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: terminal)
+    progress, silent = Progress("decoded", 6, "tables"), Progress("decoded", 6, shown=False)
+    for done in (4, 8):  # with several ranks the last batch may exceed the total
+        progress(done)
+        silent(done)
+    shown = capsys.readouterr().err
+    assert re.sub(r"\d+ s left", "N s left", shown) == (
+        "\rdecoded 4/6 tables, N s left \rdecoded 6/6 tables, N s left \n" if terminal else ""
+    )
 
 
 def test_a_table_as_the_model_reads_it_may_have_brackets(run):

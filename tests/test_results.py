@@ -356,6 +356,7 @@ def test_the_findings_state_what_five_epochs_reach(results):
             for label, row in zip(compared, (*mixtures, tuned))
         ),
     ]
+    assert "after five epochs (one run) it has the validation loss of fine-tuning after one" in " ".join(README.split())
     assert f"{float(tuned['valid_loss']):.2f}" == f"{float(mixtures[1]['valid_loss']):.2f}"
     assert all(float(mixtures[1][name]) > float(mixtures[0][name]) for name in columns if name != "BLEU")
 
