@@ -20,7 +20,7 @@ import tiktoken
 
 import metrics
 from beam import NextWords, beam_search
-from e2e_data import encode_prompt, linearise, load_tokenizer
+from e2e_data import encode_prompt, linearise
 from gpt2 import GPT2
 from harness import ranks
 from harness.comparison import add_intervals, check_outputs, compare_files, write_scores, write_segments
@@ -34,6 +34,7 @@ from harness.runs import check_context, ending_of, load_run, write_json
 from harness.settings import Settings
 from harness.shelves import describe, load_shelf
 from harness.tables import answer_file
+from harness.tokenizers import load_tokenizer
 from metrics import read
 from tasks import Shelf, split_request
 

@@ -56,11 +56,12 @@ from contenders import (
 )  # the first import of all: it makes the project's own files importable
 
 from beam import NextWords, beam_search
-from e2e_data import encode_prompt, group_references, load_split, load_tokenizer
+from e2e_data import encode_prompt, group_references, load_split
 from harness.door import prepare_process
 from harness.files import InputError, exit_on_input_error
 from harness.runs import load_run, save_learned, start_model, trained_file, write_json
 from harness.settings import Settings
+from harness.tokenizers import load_tokenizer
 from prefix import load_prefix
 from weights import load_config
 

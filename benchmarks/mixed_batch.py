@@ -16,11 +16,12 @@ from statistics import fmean, median
 import torch
 from contenders import ROOT, describe, show_head
 from beam import NextWords, beam_search
-from e2e_data import group_references, load_split, load_tokenizer
+from e2e_data import group_references, load_split
 from harness.files import InputError, exit_on_input_error
 from harness.machine import pick_dtype
 from harness.runs import write_json
 from harness.settings import Settings
+from harness.tokenizers import load_tokenizer
 from prefix import Prefix
 from tasks import Shelf
 from weights import load_gpt2

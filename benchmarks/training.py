@@ -61,13 +61,14 @@ from contenders import (
     weights_of,
 )  # the first import of all: it makes the project's own files importable
 
-from e2e_data import Batch, Encoded, collate, encode, epoch_order, load_split, load_tokenizer, scored_tokens
+from e2e_data import Batch, Encoded, collate, encode, epoch_order, load_split, scored_tokens
 from gpt2 import CONFIGS
 from harness.door import prepare_process
 from harness.files import InputError, exit_on_input_error
 from harness.machine import autocast
 from harness.runs import start_model, write_json
 from harness.settings import Settings
+from harness.tokenizers import load_tokenizer
 from train import adamw, clip_gradients, summed_loss, update
 from weights import load_config
 

@@ -12,7 +12,7 @@ import time
 from dataclasses import replace
 from typing import NamedTuple
 
-from e2e_data import collate, encode, group_references, load_split, load_tokenizer
+from e2e_data import collate, encode, group_references, load_split
 from evaluate import decode_with
 from experiments.grid import Run
 from experiments.record import machine_class
@@ -20,6 +20,7 @@ from harness.loop import validation_loss
 from harness.machine import describe_machine
 from harness.runs import start_model
 from harness.settings import Settings
+from harness.tokenizers import load_tokenizer
 from train import adamw, clip_gradients, summed_loss, update
 from weights import load_config
 

@@ -14,12 +14,13 @@ import time
 from pathlib import Path
 
 import metrics
-from e2e_data import group_references, load_split, load_tokenizer
+from e2e_data import group_references, load_split
 from evaluate import decode_with
 from harness.files import write_atomic
 from harness.machine import describe_machine
 from harness.runs import check_context, write_json
 from harness.settings import Settings
+from harness.tokenizers import load_tokenizer
 from weights import load_model
 
 

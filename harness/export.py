@@ -19,7 +19,6 @@ import shutil
 from contextlib import contextmanager
 from pathlib import Path
 
-from e2e_data import load_tokenizer
 from gpt2 import CONFIGS, GPT2Config
 from harness.files import InputError, exit_on_input_error, write_atomic
 from harness.hub_files import vocabulary_of, write_hub_folder
@@ -28,6 +27,7 @@ from harness.parts import load_parts
 from harness.peft_files import HUB, check_has_counterpart, is_adapter, write_adapter
 from harness.runs import load_run, load_settings, trained_file
 from harness.settings import Settings, add_flags
+from harness.tokenizers import load_tokenizer
 from harness.vocabulary import Vocabulary, read_vocabulary
 from prefix import load_prefix
 from weights import load_config

@@ -16,7 +16,7 @@ from contextlib import ExitStack, contextmanager
 import torch
 
 from beam import NextWords
-from e2e_data import Batch, Encoded, collate, encode, encode_prompt, epoch_order, load_tokenizer, scored_tokens
+from e2e_data import Batch, Encoded, collate, encode, encode_prompt, epoch_order, scored_tokens
 from evaluate import decode
 from harness import ranks, shelves
 from harness.checkpoints import CsvLog, load_checkpoint, save_checkpoint
@@ -26,6 +26,7 @@ from harness.parts import ADAPTERS, Parts
 from harness.runs import check_context, open_folder, save_learned, start_model, trained_file, write_json
 from harness.settings import Settings
 from harness.signals import StopSignal
+from harness.tokenizers import load_tokenizer
 
 LOG_COLUMNS = ("step", "epoch", "loss", "lr", "grad_norm", "tokens_per_s")
 VALID_COLUMNS = ("step", "epoch", "valid_loss", "seconds", "sample")

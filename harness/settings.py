@@ -14,13 +14,13 @@ from pathlib import Path
 
 import llama
 from beam import LENGTH_NORMS
-from e2e_data import load_tokenizer
 from gpt2 import CONFIGS, GPT2Config
 from harness.datasets import WEBNLG, DataSet
 from harness.door import Engine
 from harness.files import InputError
 from harness.machine import pick_device, pick_dtype
 from harness.parts import ADAPTERS, PARTS, parts_of
+from harness.tokenizers import load_tokenizer
 from lora import MATRICES
 from prefix import MODES
 from weights import load_config

@@ -39,7 +39,6 @@ import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that this project's modules are found from anywhere
 
-from e2e_data import load_tokenizer
 from gpt2 import GPT2, GPT2Config
 from harness.checkpoints import CsvLog, read_state, write_state
 from harness.files import InputError, exit_on_input_error, sha256_of
@@ -48,6 +47,7 @@ from harness.machine import autocast, pick_device, pick_dtype
 from harness.runs import write_json
 from harness.safetensors import write_safetensors
 from harness.signals import StopSignal
+from harness.tokenizers import load_tokenizer
 from mini.corpus import FILES, KINDS, Mixture, find_kinds, held_out_rows, make_sources, read_documents
 from mini.tokenizer import train_bpe, write_vocabulary
 

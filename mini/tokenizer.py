@@ -8,7 +8,7 @@ sequence of bytes. Then
 until the vocabulary has the desired size. The list of merges, in order, defines the vocabulary. An example on paper,
 with the pieces low x 5, lower x 2, newest x 6: "w e" occurs 8 times and becomes "we" first.
 
-The vocabulary is written as GPT-2's two files, so `e2e_data.load_tokenizer` reads it with tiktoken, like GPT-2's:
+The vocabulary is written as GPT-2's two files, so harness/tokenizers.py reads it with tiktoken, like GPT-2's:
 
     vocab.bpe       a line for each merge, its two tokens
     encoder.json    token -> id: the 256 bytes, the merges, and last the end token

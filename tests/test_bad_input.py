@@ -22,10 +22,10 @@ from tiny import write_config, write_data
 import evaluate
 import metrics.meteor
 import train
-from e2e_data import load_tokenizer
 from gpt2 import GPT2, GPT2Config
 from harness import loop
 from harness.safetensors import write_safetensors
+from harness.tokenizers import load_tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
 

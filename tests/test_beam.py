@@ -10,10 +10,11 @@ from tiny import tables, write_config, write_model, write_vocabulary
 
 import fast
 from beam import LENGTH_NORMS, NextWords, beam_search
-from e2e_data import collate, encode, encode_prompt, epoch_order, load_split, load_tokenizer
+from e2e_data import collate, encode, encode_prompt, epoch_order, load_split
 from evaluate import newline_tokens
 from gpt2 import GPT2, GPT2Config
 from harness.safetensors import write_safetensors
+from harness.tokenizers import load_tokenizer
 from prefix import MODES
 from weights import load_gpt2
 

@@ -20,11 +20,11 @@ from e2e_data import (
     group_references,
     linearise,
     load_split,
-    load_tokenizer,
     read_examples,
 )
 from evaluate import newline_tokens
 from harness.files import InputError, sha256_of
+from harness.tokenizers import load_tokenizer
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 real_files = pytest.mark.skipif(not (SHARED / "e2e").exists(), reason="E2E's files are not present (../shared/e2e)")

@@ -12,13 +12,14 @@ import pytest
 import evaluate
 import metrics
 from beam import beam_search
-from e2e_data import group_references, load_split, load_tokenizer, read_examples
+from e2e_data import group_references, load_split, read_examples
 from evaluate import decode, evaluate_run, main, newline_tokens
 from harness.files import InputError
 from harness.progress import Progress
 from harness.report import PUBLISHED, print_table, published_for
 from harness.runs import load_run
 from harness.settings import Settings
+from harness.tokenizers import load_tokenizer
 from train import train
 
 ROOT = Path(__file__).resolve().parent.parent

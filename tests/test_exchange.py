@@ -20,7 +20,7 @@ from tiny_llama import lively as lively_llama
 import evaluate
 from adapter import Adapter
 from beam import beam_search
-from e2e_data import encode_prompt, load_tokenizer
+from e2e_data import encode_prompt
 from evaluate import evaluate_run
 from harness import export
 from harness.files import InputError
@@ -29,6 +29,7 @@ from harness.peft_files import CONFIG, TENSORS, read_learned, write_adapter
 from harness.runs import load_run, save_learned, trained_file, write_json
 from harness.safetensors import read_safetensors, write_safetensors
 from harness.settings import Settings
+from harness.tokenizers import load_tokenizer
 from llama import Llama
 from lora import LoRA, matrices_of
 from prefix import MODES, load_prefix

@@ -19,7 +19,7 @@ from test_exchange import (
 from tiny import lively
 
 import train
-from e2e_data import encode_prompt, load_tokenizer
+from e2e_data import encode_prompt
 from evaluate import newline_tokens
 from gpt2 import CONFIGS, GPT2
 from harness import export
@@ -27,6 +27,7 @@ from harness.files import MINI
 from harness.peft_files import write_adapter
 from harness.runs import load_run
 from harness.settings import Settings
+from harness.tokenizers import load_tokenizer
 from prefix import load_prefix
 from weights import load_model
 

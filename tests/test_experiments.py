@@ -20,7 +20,7 @@ from tiny_llama import TINY, lively, write_hub
 import evaluate
 import metrics
 import train as train_module
-from e2e_data import group_references, load_split, load_tokenizer
+from e2e_data import group_references, load_split
 from evaluate import decode
 from experiments import estimate, grid, length_norm, record, report, reproduce, search, steady, summary
 from experiments.record import COLUMNS, data_label, read_rows, read_runs, write_rows
@@ -29,6 +29,7 @@ from experiments.zero_shot import zero_shot
 from harness.files import InputError, sha256_of
 from harness.runs import start_model
 from harness.settings import Settings
+from harness.tokenizers import load_tokenizer
 from llama import Llama
 from prefix import Prefix
 from weights import load_gpt2

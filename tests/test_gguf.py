@@ -24,10 +24,10 @@ from tiny_llama import (
 )
 
 import train
-from e2e_data import load_tokenizer
 from harness.files import InputError
 from harness.gguf import GGUF, TYPES
 from harness.llama_files import package_file
+from harness.tokenizers import load_tokenizer
 from harness.vocabulary import END, load_vocabulary
 from llama import Llama
 from weights import load_config, load_model

@@ -17,7 +17,7 @@ from tiny_llama import TINY, lively, twin, write_gguf, write_hub
 import train as train_module
 from adapter import Adapter
 from beam import NextWords, beam_search
-from e2e_data import Encoded, collate, encode, encode_prompt, epoch_order, load_split, load_tokenizer, scored_tokens
+from e2e_data import Encoded, collate, encode, encode_prompt, epoch_order, load_split, scored_tokens
 from evaluate import evaluate_run, generate, newline_tokens
 from gpt2 import GPT2Config, KVCache
 from harness.door import Engine
@@ -25,6 +25,7 @@ from harness.files import InputError
 from harness.loop import validation_loss
 from harness.runs import load_run, start_model
 from harness.settings import Settings
+from harness.tokenizers import load_tokenizer
 from llama import CONFIGS, Llama, LlamaConfig
 from lora import LoRA, matrices_of
 from prefix import MODES, Embedding, Infix, Prefix, keys_values, load_prefix

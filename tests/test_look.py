@@ -13,7 +13,7 @@ from test_lora import KINDS, trained
 from test_prefix import CONFIG, END, as_past, model, twin  # noqa: F401
 
 from adapter import Adapter
-from e2e_data import encode_prompt, load_tokenizer
+from e2e_data import encode_prompt
 from evaluate import generate, writer_of
 from experiments import look as program
 from experiments import look_figures
@@ -22,6 +22,7 @@ from gpt2 import join_heads
 from harness.parts import Parts
 from harness.runs import save_learned, trained_file, write_json
 from harness.settings import Settings
+from harness.tokenizers import load_tokenizer
 from lora import MATRICES, LoRA, matrices_of
 from prefix import MODES, Embedding, Infix, Prefix
 from weights import load_model

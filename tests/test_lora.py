@@ -18,7 +18,7 @@ from tiny import lively
 import fast
 import train
 from adapter import Adapter
-from e2e_data import collate, encode, load_tokenizer
+from e2e_data import collate, encode
 from evaluate import generate
 from fast.prepacked import can_pack
 from gpt2 import GPT2, GPT2Config, KVCache, Projection
@@ -30,6 +30,7 @@ from harness.parts import load_parts
 from harness.runs import load_run
 from harness.safetensors import read_safetensors, write_safetensors
 from harness.settings import Settings
+from harness.tokenizers import load_tokenizer
 from lora import MATRICES, LoRA
 from prefix import Prefix, load_prefix
 from weights import load_config, load_model

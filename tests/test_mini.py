@@ -16,10 +16,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from e2e_data import load_split, load_tokenizer
+from e2e_data import load_split
 from harness import download
 from harness.files import InputError
 from harness.settings import Settings
+from harness.tokenizers import load_tokenizer
 from prefix import load_prefix
 from weights import load_config, load_gpt2
 

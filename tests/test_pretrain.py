@@ -21,9 +21,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from e2e_data import load_tokenizer
 from harness.files import InputError
 from harness.gpt2_bpe import tiktoken_pattern
+from harness.tokenizers import load_tokenizer
 from harness.vocabulary import END
 from mini import pretrain
 from mini.corpus import (

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from tiny import write_data
 
 import train as train_module
-from e2e_data import collate, encode, epoch_order, load_split, load_tokenizer, scored_tokens
+from e2e_data import collate, encode, epoch_order, load_split, scored_tokens
 from evaluate import evaluate_run
 from harness.files import InputError, lock_folder
 from harness.loop import Run, validation_loss
@@ -29,6 +29,7 @@ from harness.machine import autocast
 from harness.runs import load_run, start_model
 from harness.safetensors import read_safetensors
 from harness.settings import Settings, add_flags
+from harness.tokenizers import load_tokenizer
 from prefix import MODES, keys_values, load_prefix
 from train import learning_rate, summed_loss, train, update
 from weights import load_gpt2
