@@ -15,13 +15,14 @@ Shapes: C width, r the adapter's width, L layers.
 """
 
 import math
+from collections.abc import Callable
 from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gpt2 import GPT2, GPT2Config, OutputHook
+from gpt2 import GPT2, GPT2Config
 from harness.files import InputError
 from lora import OutputHooks, start_of
 
@@ -29,7 +30,7 @@ from lora import OutputHooks, start_of
 class Adapter(OutputHooks):
     """A learned network in parallel with each MLP. dim: its width r; scale: s. Raises InputError if one is not > 0."""
 
-    mode = "adapter"
+    mode = kind = "adapter"
 
     def __init__(self, config: GPT2Config, dim: int = 64, scale: float = 4.0):
         super().__init__(config)
@@ -45,16 +46,15 @@ class Adapter(OutputHooks):
         """MLP.output_hook:  x, y [.., C]  ->  y + s relu(x D) U  [.., C]."""
         return y + (self.scale * F.relu(x @ self.D[layer])) @ self.U[layer]
 
-    def hooks(self, model: GPT2) -> list[tuple[nn.Module, OutputHook]]:
-        return [(block.mlp, partial(self.add, layer)) for layer, block in enumerate(model.blocks)]
+    def hooks(self, model: GPT2) -> list[tuple[nn.Module, str, Callable]]:
+        return [(block.mlp, "output_hook", partial(self.add, layer)) for layer, block in enumerate(model.blocks)]
 
     def tensors(self) -> dict[str, Tensor]:
         """adapter.0.D [C, r], adapter.0.U [r, C], ...: 0 is the layer."""
-        pairs = zip(self.D, self.U)
         return {
             f"adapter.{layer}.{name}": tensor.detach()
-            for layer, pair in enumerate(pairs)
-            for name, tensor in zip("DU", pair)
+            for layer, (D, U) in enumerate(zip(self.D, self.U))
+            for name, tensor in (("D", D), ("U", U))
         }
 
     def about(self) -> dict[str, str]:

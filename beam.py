@@ -1,10 +1,12 @@
 """Beam search: an approximate search for the most probable text (Graves 2012; Freitag & Al-Onaizan 2017).
 
-For each prompt, K hypotheses are kept. A step extends each by every token, and of these K * V continuations the best by
+For each prompt there are K running hypotheses. A step extends each by every token, and of these K * V continuations the
+best by
 
     log p(y_1 .. y_n | prompt) = sum_i log p(y_i | prompt, y_<i)
 
-survive. A continuation that is among the K best and ends with the end token is finished. Its score is
+are kept: the best K that do not end run on. A continuation that ends with the end token is finished if it is among the
+K best of all, and dropped otherwise; at the longest length allowed the K best of all are finished. The score is
 
     sum_i log p(y_i) / length        length: "total"   prompt + text, the paper's code
                                              "output"  text + end token, today's libraries
@@ -141,7 +143,7 @@ def beam_search(
 
     model           called as GPT2.forward is: (tokens, cache, positions, mask) -> logits
     end             the token that ends a text
-    max_new_tokens  the longest text: for all prompts, or one number a prompt
+    max_new_tokens  the longest text: one limit for all prompts, or one per prompt
     banned          tokens never produced
     next_words      NextWords, or a class with the same two methods
     prompt_len      the length of a prompt for length_norm "total"; tasks.py does not count a task's token

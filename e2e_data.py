@@ -6,10 +6,10 @@ The paper's files hold one example a line, `source||target`:
 
     name : Blue Spice | Type : pub | area : riverside||Blue Spice is a pub in the riverside area .
 
-The official release is CSV, `mr,ref`, with a table like `name[Blue Spice], eatType[coffee shop]`; it is converted to
-the same source string. Its sentences are kept as they are. They are not tokenised ("family-friendly." where the paper's
-files have "family - friendly ."), which moves BLEU by points, so scores on the two kinds of references are not
-comparable.
+The official release is CSV, `mr,ref`, with tables like `name[Blue Spice], eatType[pub], area[riverside]`; this one is
+converted to the source string above. Its sentences are kept as they are. They are not tokenised ("family-friendly."
+where the paper's files have "family - friendly ."), which moves BLEU by points, so scores on the two kinds of
+references are not comparable.
 
 The model reads (section 5.3 and the paper's code; <|endoftext|> is the separator and the end token):
 
@@ -135,23 +135,22 @@ def read_csv(path: Path) -> Iterator[Example]:
                 f"{path}, line 1: it must name the columns mr and ref, but it names {shorten(', '.join(header))}"
             )
         for row in reader:
+            where = f"{path}, line {reader.line_num}"
             if not row:
                 continue
             if len(row) != len(header):
                 raise InputError(
-                    f"{path}, line {reader.line_num}: {len(row)} columns where the header has {len(header)};"
+                    f"{where}: {len(row)} columns where the header has {len(header)};"
                     " put quotes around a field that holds a comma"
                 )
             fields = dict(zip(header, row))
             if not fields["ref"].strip():
-                raise InputError(
-                    f"{path}, line {reader.line_num}: the column ref is empty; complete the row or delete it"
-                )
+                raise InputError(f"{where}: the column ref is empty; complete the row or delete it")
             try:
-                where = f"{path}, line {reader.line_num}"
-                yield LocatedExample(linearise(fields["mr"]), fields["ref"], where)
+                source = linearise(fields["mr"])
             except ValueError as error:
-                raise InputError(f"{path}, line {reader.line_num}: {error}") from None
+                raise InputError(f"{where}: {error}") from None
+            yield LocatedExample(source, fields["ref"], where)
     except csv.Error as error:
         raise InputError(
             f"{path}, line {reader.line_num}: not CSV ({error});"

@@ -66,7 +66,7 @@ def decode(
 ) -> list[str]:
     """A sentence for each source, in the order of the sources, by beam search in batches of similar length.
 
-    max_new_tokens  as in beam_search, one number or one a source
+    max_new_tokens  as in beam_search, one limit for all or one per source
     batch_size      tables at a time. Larger batches are faster and need more memory (benchmarks/README.md)
     next_words      as in beam_search
     show            print progress on a terminal
@@ -83,8 +83,8 @@ def decode(
     progress = Progress("decoded", len(order), "tables", show)
     for start in ranks.shard(range(0, len(order), batch_size)):
         batch = order[start : start + batch_size]
-        given, longest = [prompts[i] for i in batch], [limits[i] for i in batch]
-        found = beam_search(model, given, end, beam_size, longest, length_norm, banned, next_words, prompt_len)
+        these, their_limits = [prompts[i] for i in batch], [limits[i] for i in batch]
+        found = beam_search(model, these, end, beam_size, their_limits, length_norm, banned, next_words, prompt_len)
         for i, ids in zip(batch, found):
             texts[i] = decode_ids(tokenizer, ids)
         progress(start + ranks.size() * batch_size)  # the other ranks are about as far
@@ -92,7 +92,7 @@ def decode(
 
 
 def decode_with(engine: Engine, model: GPT2, tokenizer: tiktoken.Encoding, sources: list[str], **options) -> list[str]:
-    """`decode` on the engine's path, in its number format. The model is prepared for decoding only."""
+    """`decode` on the engine's path, in its number format. Afterwards the model can only decode."""
     search = engine.in_precision(decode)
     next_words = engine.choose(NextWords, model)
     return search(engine.ready_to_decode(model), tokenizer, sources, next_words=next_words, **options)
@@ -110,20 +110,17 @@ def evaluate_run(folder: str | Path, batch_size: int = 64, split: str = "test", 
     Returns the scores on the reference scorer's scale; of several rows (WebNLG's categories), name -> scores.
     """
     folder = Path(folder)
-    settings, model = load_run(folder, **changes)
-    tokenizer = load_tokenizer(settings.model, settings.weights)
-    test_set = settings.dataset.test_set(split)
-    ending, s = ending_of(folder, settings, split), settings
+    s, model = load_run(folder, **changes)
+    tokenizer = load_tokenizer(s.model, s.weights)
+    test_set, ending = s.dataset.test_set(split), ending_of(folder, s, split)
     max_new_tokens = check_context(
         model.config, tokenizer, test_set.sources, s.prefix_len, s.beam_size, s.max_new_tokens, s.skip_long
     )
     options = s.search | {"max_new_tokens": max_new_tokens}
     began = time.monotonic()
-    outputs = decode_with(
-        settings.engine, model, tokenizer, test_set.sources, **options, batch_size=batch_size, show=True
-    )
+    outputs = decode_with(s.engine, model, tokenizer, test_set.sources, **options, batch_size=batch_size, show=True)
     seconds = time.monotonic() - began
-    rows = ranks.on_rank_0(settings.dataset.score, outputs, test_set)  # takes seconds: not worth sharding
+    rows = ranks.on_rank_0(s.dataset.score, outputs, test_set)  # takes seconds: not worth sharding
     scores = rows if len(rows) > 1 else rows["all"]
     if ranks.rank() > 0:
         return scores
@@ -131,14 +128,11 @@ def evaluate_run(folder: str | Path, batch_size: int = 64, split: str = "test", 
     with write_atomic(folder / f"outputs{ending}.txt") as file:
         file.writelines(text + "\n" for text in outputs)
     write_json(folder / f"scores{ending}.json", scores)
-    evaluation = {"tables": len(outputs), "references": test_set.described, **settings.search, "batch_size": batch_size}
-    evaluation |= {"decoding_seconds": round(seconds, 1), "machine": describe_machine(settings.device, settings.dtype)}
-    signature = settings.dataset.signature(test_set)
+    evaluation = {"tables": len(outputs), "references": test_set.described, **s.search, "batch_size": batch_size}
+    evaluation |= {"decoding_seconds": round(seconds, 1), "machine": describe_machine(s.device, s.dtype)}
+    signature = s.dataset.signature(test_set)
     write_json(folder / f"evaluation{ending}.json", evaluation | {"signature": signature})
-    print(
-        f"{len(outputs)} tables decoded in {seconds:.0f} s"
-        f" (beam {settings.beam_size}, length_norm {settings.length_norm})"
-    )
+    print(f"{len(outputs)} tables decoded in {seconds:.0f} s (beam {s.beam_size}, length_norm {s.length_norm})")
     named = {f"this run: {folder.name}" + (f", {name}" if len(rows) > 1 else ""): rows[name] for name in rows}
     print_table(named, test_set.described, published_for(test_set.references), signature)
     for source, targets, output in list(zip(test_set.sources, test_set.references, outputs))[:3]:

@@ -90,7 +90,7 @@ class KVCache:
     """The keys and values of the tokens read so far, so that the next token need not read them again."""
 
     layers: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # k and v of each layer, each [B, H, length, D]
-    rows: Tensor | None = None  # [B, ..], what a hook remembers of each row; it moves with the row
+    rows: Tensor | None = None  # [B, ..], what a hook remembers of each row (tasks.py); reordered with the rows
 
     @property
     def length(self) -> int:

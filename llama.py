@@ -15,7 +15,7 @@ t_1 .. t_T as gpt2.py does and differs in the norm, the MLP, grouped attention a
     R           RoPE: at position p, R turns each pair (x_i, x_(i + D/2)) by the angle   Su et al. 2021
                 p / base^(2i/D), so positions enter (R q)(R k)^T only through their difference
 
-W is [n_in, n_out] here; in the code its transpose, as nn.Linear stores it. It has GPT-2's three hooks.
+W is [n_in, n_out] here; in the code its transpose, as nn.Linear stores it. The model has GPT-2's three hooks.
 `Attention.kv_hook` sees the keys after R, as the cache stores them: what it puts in front is not turned again, so a
 learned key acts as one at position 0.
 
@@ -123,6 +123,7 @@ class Attention(nn.Module):
         self.kv_hook: KVHook | None = None
 
     def forward(self, x: Tensor, turn: tuple[Tensor, Tensor], mask: Tensor | None, cache: KVCache | None) -> Tensor:
+        # turn: cos and sin of R's angles, each [.., 1, T, D/2]
         q, k, v = (self.heads(project(x)) for project in (self.q_proj, self.k_proj, self.v_proj))
         q, k = rotate(q, *turn), rotate(k, *turn)  # [B, H, T, D], [B, G, T, D]
         begins = cache is None or self.layer == len(cache.layers)  # this layer has no cached entries yet

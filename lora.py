@@ -1,9 +1,9 @@
 """LoRA (Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models").
 
-The model stays frozen. Chosen weight matrices get a learned change of low rank (section 4.1; in code through
+The model stays frozen. Chosen weight matrices get a learned low-rank update (section 4.1; in code through
 `Projection.output_hook`):
 
-    y  =  x W + b + (alpha / r) x A B        W [n_in, n_out], A [n_in, r], B [r, n_out]; a Llama has no b
+    y  =  x W + b + (alpha / r) x A B        W [n_in, n], A [n_in, r], B [r, n]; a Llama has no b
 
 B is zero at the start, so training begins at the frozen model; A is uniform in +-1 / sqrt(n_in) (Kaiming's with
 a = sqrt(5)). In training, dropout may be applied to the x of the second term. The matrices, by their names in
@@ -14,7 +14,7 @@ a = sqrt(5)). In training, dropout may be applied to the x of the second term. T
     fc mlp   the MLP's first matrix and its last; in a Llama up_proj and down_proj
     gate     the gate of a Llama's MLP
 
-The paper adapts q and v. After training the change can be merged, W' = W + (alpha / r) A B: the model then decodes at
+The paper adapts q and v. After training the update can be merged, W' = W + (alpha / r) A B: the model then decodes at
 its own speed. Left out: ranks that differ from matrix to matrix, embeddings, biases.
 
 Use:
@@ -23,11 +23,12 @@ Use:
         logits = model(tokens)
         lora.merge()                    # the same logits up to rounding; lora.unmerge() restores the weights
 
-Shapes: n_in and n_out of a matrix, r rank, R the sum of the ranks of a projection's pairs, C width, L layers.
+Shapes: n_in and n_out of a projection, n columns of one of its matrices, r rank, R the sum of the ranks of a
+projection's pairs, C width.
 """
 
 import math
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -35,8 +36,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gpt2 import GPT2, GPT2Config, OutputHook
+from gpt2 import GPT2, GPT2Config
 from harness.files import InputError
+from harness.hooks import Hooks
 from harness.safetensors import read_safetensors, write_safetensors
 
 
@@ -53,19 +55,10 @@ def start_of(n_in: int, r: int) -> nn.Parameter:
     return nn.Parameter(torch.empty(n_in, r).uniform_(-1, 1) / math.sqrt(n_in))
 
 
-class OutputHooks(nn.Module):
-    """Attaches an `output_hook` to modules of a GPT-2 or a Llama: what LoRA and the adapter (adapter.py) share."""
+class OutputHooks(Hooks):
+    """What LoRA and the adapter (adapter.py) share: they change outputs of modules, and have one kind of file."""
 
-    mode = ""  # its name in --mode, in files and in messages
-
-    def __init__(self, config: GPT2Config):
-        super().__init__()
-        self.config = config
-        self.attached_to: list[GPT2] = []  # a list, because nn.Module would register a model as a part of this one
-
-    def hooks(self, model: GPT2) -> list[tuple[nn.Module, OutputHook]]:
-        """The modules whose output is changed, each with its hook."""
-        raise NotImplementedError
+    mode = ""  # its name in --mode and in files
 
     def tensors(self) -> dict[str, Tensor]:
         """What is learned, by the names that it has in a file."""
@@ -79,49 +72,6 @@ class OutputHooks(nn.Module):
     def shaped_like(cls, config: GPT2Config, tensors: dict[str, Tensor], about: dict[str, str]) -> "OutputHooks":
         """A new one with tensors of these shapes. Raises ValueError or KeyError if they do not form one."""
         raise NotImplementedError
-
-    # ------------------------------------------------------------------- on a model
-
-    def attach(self, model: GPT2):
-        """Set the hooks. Returns self.
-
-        Raises InputError if this does not fit the model or is attached already, or the hooks are taken; RuntimeError
-        for a model that was packed for decoding (fast/prepacked.py).
-        """
-        if model.config != self.config:
-            raise InputError(f"this {self.mode} was made for {self.config}, not for {model.config}")
-        if self.attached_to:
-            raise InputError(f"this {self.mode} is attached to a model already: detach it first")
-        hooks = self.hooks(model)
-        if any(module.output_hook is not None for module, _ in hooks):
-            raise InputError(f"this model's {self.mode} hooks are taken already: detach what is attached first")
-        self.attached_to = [model]
-        for module, hook in hooks:
-            module.output_hook = hook
-        return self
-
-    def detach(self) -> None:
-        """Remove the hooks: the model is the plain one again. Raises InputError if there is nothing to remove."""
-        for module, _ in self.hooks(self.model()):
-            module.output_hook = None
-        self.attached_to = []
-
-    @contextmanager
-    def attached(self, model: GPT2):
-        """`with lora.attached(model):` attached inside the block, detached after it."""
-        self.attach(model)
-        try:
-            yield self
-        finally:
-            self.detach()
-
-    def model(self) -> GPT2:
-        """The model that this is attached to. Raises InputError if there is none."""
-        if not self.attached_to:
-            raise InputError(f"this {self.mode} is not attached to a model")
-        return self.attached_to[0]
-
-    # ------------------------------------------------------------------- files
 
     def save(self, path: Path, metadata: dict[str, str] | None = None) -> None:
         """Write what is learned in fp32 as a safetensors file. The metadata say which model it fits."""
@@ -185,15 +135,15 @@ class LowRank(nn.Module):
 
 
 class LoRA(OutputHooks):
-    """Learned changes of low rank.
+    """Learned low-rank updates.
 
     on       the matrices that are adapted in every layer, of matrices_of(config)
-    alpha    the change is scaled by alpha / rank
+    alpha    the update is scaled by alpha / rank
     dropout  of its input, in training mode
     Raises InputError for an unknown or repeated matrix, a rank outside 1 .. C, an alpha that is not above 0.
     """
 
-    mode = "lora"
+    mode = kind = "lora"
 
     def __init__(
         self,
@@ -242,8 +192,8 @@ class LoRA(OutputHooks):
             if path.replace(".", "_") in layer
         ]
 
-    def hooks(self, model: GPT2) -> list[tuple[nn.Module, OutputHook]]:
-        return [(projection, partial(self.add, pairs)) for projection, pairs in self.places(model)]
+    def hooks(self, model: GPT2) -> list[tuple[nn.Module, str, Callable]]:
+        return [(projection, "output_hook", partial(self.add, pairs)) for projection, pairs in self.places(model)]
 
     def detach(self) -> None:
         if self.kept:
@@ -274,7 +224,7 @@ class LoRA(OutputHooks):
         """The weights as they were before `merge`, to the bit, and the hooks. Raises InputError if it is not merged."""
         if not self.kept:
             raise InputError("this lora is not merged into a model")
-        for (projection, hook), W in zip(self.hooks(self.model()), self.kept):
+        for (projection, _, hook), W in zip(self.hooks(self.model()), self.kept):
             projection.weight.copy_(W)
             projection.output_hook = hook
         self.kept = []
@@ -282,7 +232,7 @@ class LoRA(OutputHooks):
     # ------------------------------------------------------------------- files
 
     def tensors(self) -> dict[str, Tensor]:
-        """lora.0.q.A [n_in, r], lora.0.q.B [r, n_out], ...: 0 is the layer."""
+        """lora.0.q.A [n_in, r], lora.0.q.B [r, n], ...: 0 is the layer."""
         return {
             f"lora.{layer}.{name}.{which}": pair[name].detach()
             for layer, projections in enumerate(self.layers)

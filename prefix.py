@@ -21,6 +21,8 @@ The ablations (section 7) differ in where the activations come from, or in which
     embedding   [EMB; table; text]      P learned input embeddings ("embedding-only"); the activations are those that
                                         the frozen GPT-2 computes from them
 
+They are learned through the same network; for embedding-only its last layer is Linear(mid_dim, C).
+
 Left out: prefixes in some layers only. Several tasks, each with a prefix of its own, are in tasks.py.
 
 Use:
@@ -31,7 +33,7 @@ Use:
 Shapes: P prefix length, L layers, H heads of keys and values, D head size, C width, B batch, T tokens.
 """
 
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -41,6 +43,7 @@ from torch import Tensor, nn
 
 from gpt2 import GPT2, GPT2Config, KVCache, causal_mask
 from harness.files import InputError
+from harness.hooks import Hooks
 from harness.peft_files import read_learned
 from harness.safetensors import write_safetensors
 
@@ -65,66 +68,36 @@ class PrefixNetwork(nn.Module):
             return self.mlp(self.p_prime)
 
 
-class Hooks(nn.Module):
-    """Attaches two methods to a GPT-2 and detaches them: what a prefix and a shelf of prefixes (tasks.py) share.
+class PrefixHooks(Hooks):
+    """The two hooks of a prefix, and of a shelf of prefixes (tasks.py).
 
     before_pass(tokens, cache, positions, mask) -> tokens, positions, mask        GPT2.input_hook
     put_in_front(layer, k, v) -> k, v                                             Attention.kv_hook
     """
 
-    kind = "prefix"  # its name in messages
-
     def __init__(self, config: GPT2Config):
-        super().__init__()
-        self.config = config
-        self.attached_to: list[GPT2] = []  # a list, because nn.Module would register a model as a part of the prefix
+        super().__init__(config)
         self.current: Tensor | None = None  # the activations that the current forward pass uses
 
-    def attach(self, model: GPT2):
-        """Set the hooks: from now on `model` reads with this prefix, or with this shelf's prefixes. Returns self.
-
-        Raises InputError if the prefix does not fit the model or is attached already, or the model has a prefix.
-        """
-        if model.config != self.config:
-            raise InputError(f"this {self.kind} was made for {self.config}, not for {model.config}")
-        if self.attached_to:
-            raise InputError(f"this {self.kind} is attached to a model already: detach it first")
-        if model.input_hook is not None or any(attn.kv_hook is not None for attn in model.attentions):
-            raise InputError("this model has a prefix or a shelf already: detach it first")
-        self.attached_to = [model]
-        model.input_hook = self.before_pass
-        for layer, attn in enumerate(model.attentions):
-            attn.kv_hook = partial(self.put_in_front, layer)
-        return self
+    def hooks(self, model: GPT2) -> list[tuple[nn.Module, str, Callable]]:
+        in_layers = [
+            (attn, "kv_hook", partial(self.put_in_front, layer)) for layer, attn in enumerate(model.attentions)
+        ]
+        return [(model, "input_hook", self.before_pass), *in_layers]
 
     def detach(self) -> None:
-        """Remove the hooks: the model is the plain GPT-2 again. Raises InputError if there is nothing to remove."""
-        if not self.attached_to:
-            raise InputError(f"this {self.kind} is not attached to a model")
-        (model,) = self.attached_to
-        model.input_hook = None
-        for attn in model.attentions:
-            attn.kv_hook = None
-        self.attached_to, self.current = [], None
-
-    @contextmanager
-    def attached(self, model: GPT2):
-        """`with prefix.attached(model):` attached inside the block, detached after it."""
-        self.attach(model)
-        try:
-            yield self
-        finally:
-            self.detach()
+        super().detach()
+        self.current = None
 
 
-class Prefix(Hooks):
+class Prefix(PrefixHooks):
     """Learned keys and values in front of all tokens.
 
     mid_dim  width of the MLP; 0 learns the activations directly (the paper's ablation "without MLP")
     Raises InputError when prefix_len leaves no room for tokens.
     """
 
-    mode = "prefix"
+    mode = kind = "prefix"
 
     def __init__(self, config: GPT2Config, prefix_len: int, mid_dim: int = 512):
         super().__init__(config)
@@ -157,8 +130,7 @@ class Prefix(Hooks):
         """
         if cache is None or cache.length == 0:
             self.check_fits(tokens)
-            (model,) = self.attached_to
-            self.current = self.activations(model)  # once a pass, for all layers; gradients flow back through it
+            self.current = self.activations(self.model())  # once a pass, for all layers; gradients flow back through it
             if positions is None:
                 positions = torch.arange(tokens.size(1), device=tokens.device)
         if positions is not None:  # None: the tokens continue the cache, whose length includes the prefix
@@ -249,8 +221,7 @@ class Infix(Prefix):
         if positions is not None or mask is not None:
             raise ValueError("an infix sets mask and positions itself")
         self.check_fits(tokens)
-        (model,) = self.attached_to
-        self.current = self.activations(model)
+        self.current = self.activations(self.model())
         B, T = tokens.shape
         is_text = (tokens == self.config.end_token).cumsum(1) > 0  # [B, T]
         positions = torch.arange(T, device=tokens.device) + self.prefix_len * is_text  # [B, T]

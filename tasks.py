@@ -4,7 +4,7 @@ A task is a name and a prefix (Li & Liang 2021). Its token, written `<|name|>`, 
 the first task of a shelf, V + 1 for the second, ... A row of tokens that begins with a task's token is read with that
 task's prefix in front, and the token itself takes no position:
 
-    <|e2e|> t_1 t_2 .. t_n      is read as      P_1 .. P_P t_1 t_2 .. t_n        t_1 at position P, as in prefix.py
+    <|e2e|> t_1 t_2 .. t_m      is read as      P_1 .. P_p t_1 t_2 .. t_m        t_1 at position p, as in prefix.py
 
 A row without a task token is read by the plain GPT-2. The rows of one batch may call different tasks, or none. Shorter
 prefixes are padded on the left, and a mask hides the padding and the task tokens (both dotted) from all tokens:
@@ -21,8 +21,8 @@ Only the tasks that a batch calls are computed, so gradients reach them alone. U
 
 harness/shelves.py keeps a shelf in a folder, a file a task. Left out: weights that differ row by row.
 
-Shapes: B rows, R = B * K rows once K beams extend each, P the longest prefix that a batch calls, n the number of tasks
-that it calls; L, H, D, T, S, V as in gpt2.py.
+Shapes: B rows, R = B * K rows once K beams extend each, p the length of a row's prefix, P that of the longest that a
+batch calls, n the number of tasks that it calls; L, H, D, T, S, V as in gpt2.py.
 """
 
 import re
@@ -36,12 +36,12 @@ from e2e_data import encode_prompt
 from gpt2 import GPT2Config, KVCache, causal_mask
 from harness.files import InputError
 from harness.vocabulary import END
-from prefix import Hooks, Infix, Prefix
+from prefix import Infix, Prefix, PrefixHooks
 
 TOKEN = re.compile(r"<\|(.*?)\|>")
 
 
-class Shelf(Hooks):
+class Shelf(PrefixHooks):
     """Prefixes of one model, by name. A prefix may be an infix or embedding-only.
 
     Raises InputError for a name that cannot be a token's, a name that is taken, or a prefix of another model.
@@ -99,9 +99,9 @@ class Shelf(Hooks):
         if positions is not None or mask is not None:
             raise ValueError("a shelf sets positions and mask itself")
         self.current, lengths = self.stack(called)  # [n + 1, P, 2 L, H, D], [n + 1]
-        place = torch.full((len(self.names) + 1,), len(called), device=tokens.device)  # task -> place in the stack
-        place[called] = torch.arange(len(called), device=tokens.device)
-        self.place = place[task.clamp(min=-1)]  # [B]; -1, no task, is the last place, whose prefix is empty
+        place_of = torch.full((len(self.names) + 1,), len(called), device=tokens.device)  # task -> place in the stack
+        place_of[called] = torch.arange(len(called), device=tokens.device)
+        self.place = place_of[task.clamp(min=-1)]  # [B]; -1, no task, is the last place, whose prefix is empty
         length = lengths.to(tokens.device)[self.place]  # [B]
         visible, positions, mask = self.begin_rows(tokens, task, length)
         if cache is not None:
@@ -128,9 +128,9 @@ class Shelf(Hooks):
             mask[:, :, :P] &= sees[:, :, None]
             shift = shift * sees
         positions = torch.arange(T, device=device) - has_task.long() + shift  # [B, T]
-        return visible, self.check_fits(tokens, positions), mask[:, None]
+        return visible, self.clamp_padding(tokens, positions), mask[:, None]
 
-    def check_fits(self, tokens: Tensor, positions: Tensor) -> Tensor:
+    def clamp_padding(self, tokens: Tensor, positions: Tensor) -> Tensor:
         """The positions [B, T], with those of padding kept inside the context.
 
         A short row with a long prefix is padded to a long row's length, perhaps beyond the context. Raises ValueError
@@ -164,7 +164,7 @@ class Shelf(Hooks):
             if positions.max() >= self.config.n_positions:
                 raise ValueError(f"a prefix and its tokens do not fit into {self.config.n_positions} positions")
         else:
-            positions = positions + visible.sum(1, keepdim=True) - 1  # with a task + P, - 1 for its token; else + 0
+            positions = positions + visible.sum(1, keepdim=True) - 1  # with a task + p - 1, for its token; else + 1 - 1
         return tokens, positions, mask
 
     def put_in_front(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -180,8 +180,7 @@ class Shelf(Hooks):
 
         Returns [n + 1, P, 2 L, H, D] and the lengths without the filling [n + 1].
         """
-        (model,) = self.attached_to
-        called_ones = [self.prefixes[i].activations(model) for i in called]  # each [P_i, 2 L, H, D]
+        called_ones = [self.prefixes[i].activations(self.model()) for i in called]  # each [P_i, 2 L, H, D]
         rows = [*called_ones, called_ones[0][:0]]
         lengths = [len(row) for row in rows]
         filled = [F.pad(row, (0, 0) * 3 + (max(lengths) - len(row), 0)) for row in rows]

@@ -45,7 +45,7 @@ from harness.settings import Settings, add_flags
 def summed_loss(model: GPT2, batch: Batch, label_smoothing: float = 0.0) -> torch.Tensor:
     """- sum of log p over the batch's labels, in nats. The logits at position t predict the token at t + 1.
 
-    label_smoothing  share of the target that goes to all words alike (Szegedy et al. 2016)
+    label_smoothing  weight of the uniform distribution in the targets (Szegedy et al. 2016)
     """
     logits = model(batch.tokens)[:, :-1]  # [B, T - 1, V]
     labels = batch.labels[:, 1:]  # [B, T - 1]
@@ -104,14 +104,14 @@ def update(
     return float(total), norm
 
 
-def train(settings: Settings, resume: bool = False, evaluates: bool = False) -> Path:
+def train(settings: Settings, resume: bool = False, check_test_data: bool = False) -> Path:
     """Run the training that the settings describe; returns the run's folder.
 
     resume      continue in a folder where this run was begun; a finished run is left as it is
-    evaluates   check the test data too before training
+    check_test_data  read the test data too, so that an error in it is reported before training
     Raises InputError for what the user can fix, and KeyboardInterrupt after Ctrl-C, once a checkpoint is written.
     """
-    run = Run(settings.resolve(), evaluates)
+    run = Run(settings.resolve(), check_test_data)
     s = run.settings
     optimizer = run.engine.choose(adamw)(run.parameters(), s.lr, s.weight_decay)
     loss_of, clip = run.choose(summed_loss), run.choose_clip(clip_gradients)
@@ -149,7 +149,7 @@ def main(argv: list[str] | None = None) -> None:
     settings = Settings(**flags)
     prepare_process(settings.plain)
     try:
-        folder = train(settings, resume, evaluates=not no_eval)
+        folder = train(settings, resume, check_test_data=not no_eval)
         if not no_eval:
             evaluate_run(folder, **{name: flags[name] for name in ("device", "plain") if name in flags})
         if settings.task is not None:

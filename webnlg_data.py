@@ -6,7 +6,7 @@ An entry holds one to seven triples and one to eight texts. Its source string is
 (the property names made uniform) as they are written, underscores and capitals included:
 
     Aarhus_Airport | cityServed | "Aarhus, Denmark"       ->    Aarhus_Airport : cityServed : "Aarhus, Denmark"
-    A | p | B and C | q | D                               ->    A : p : B | C : q : D
+    A | p | B   C | q | D   (two triples)                 ->    A : p : B | C : q : D
 
 Training uses the texts marked "good", as the paper does; all texts of a validation or test entry are its references.
 A test entry is "seen" if its category occurs in the training set (10 of 15 do), else "unseen".
@@ -96,8 +96,8 @@ def read_split(folder: str | None, split: str, paper_quirk: bool = False) -> lis
     """The entries of a split, `seen` still False."""
     entries = [entry for path in find_files(folder, split) for entry in read_entries(path)]
     if paper_quirk:
-        plain = 0 if split == "train" else 1  # the entries at the front that the paper's code leaves as they are
-        entries[plain:] = [entry._replace(source=f" | {entry.source}") for entry in entries[plain:]]
+        kept = 0 if split == "train" else 1  # the entries at the front that the paper's code leaves as they are
+        entries[kept:] = [entry._replace(source=f" | {entry.source}") for entry in entries[kept:]]
     return entries
 
 
@@ -112,7 +112,7 @@ def find_files(folder: str | None, split: str) -> list[Path]:
         return [download_data(ADDRESS.format(file=file), cache / file, SHA256[file]) for file in files]
     if not Path(folder).is_dir():
         raise InputError(f"{folder} is not a folder: --data names one that holds WebNLG's train, dev and test")
-    if split == "test":  # beside it lie its unseen half, and a copy without texts
+    if split == "test":  # its folder also holds its unseen half, and a copy without texts
         if not (Path(folder) / TEST_FILE).is_file():
             raise InputError(f"{folder} has no {TEST_FILE}: fetch WebNLG 2017 again, or name other data")
         return [Path(folder) / TEST_FILE]

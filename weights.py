@@ -121,9 +121,10 @@ def default_checkpoint(name: str) -> Path:
     if name not in CONFIGS:
         return find_checkpoint(resolve_path(name))
     folder = cache_dir() / name
-    for file in ("model.safetensors", TF_FILES[0]):
-        if (folder / file).exists() and (file != TF_FILES[0] or (folder / TF_FILES[1]).exists()):
-            return folder / file
+    if (folder / "model.safetensors").exists():
+        return folder / "model.safetensors"
+    if all((folder / file).exists() for file in TF_FILES):
+        return folder / TF_FILES[0]
     try:
         return download(HUB.format(name=name), folder / "model.safetensors")
     except InputError as at_hub:

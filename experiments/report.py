@@ -79,7 +79,8 @@ def count_text(cell: Summary, column: str) -> str:
     """ "92,160 (0.07 %)": a number of parameters and its share of the model's."""
     n, whole = int(cell.first[column]), int(cell.first["parameters_model"])
     share = 100 * n / whole
-    return f"{n:,} ({share:.{0 if share >= 10 else 2}f} %)" if n else "none"
+    digits = 0 if share >= 10 else 2 if share >= 0.01 else 3
+    return f"{n:,} ({share:.{digits}f} %)" if n else "none"
 
 
 def markdown(header: list[str], rows: list[list[str]]) -> str:

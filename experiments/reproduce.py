@@ -50,7 +50,7 @@ def run_one(run: Run, results: Path, names: list[str]) -> None:
     """Train, evaluate and record, skipping what is already done."""
     s, folder = run.settings, Path(run.settings.out)
     if run.cell.rate is not None:
-        train(s, resume=True, evaluates=True)
+        train(s, resume=True, check_test_data=True)
     if not (folder / "evaluation.json").exists():
         if run.cell.rate is None:
             zero_shot(s, run.cell.prompt)

@@ -7,7 +7,7 @@
     beam.NextWords             decoding.NextWords        beams share keys and values; frozen weights are packed
     F.dropout                  ops.dropout               16 random bits each (LoRA's, GPT-2's in training)
 
-    summed_loss, NextWords     llama.*                   the same for a Llama
+    summed_loss, NextWords     llama.*                   the same for a Llama, whose weights are not packed
 
 harness/door.py is the only place that imports this package, and chooses. tests/test_fast.py holds each function to its
 plain counterpart.

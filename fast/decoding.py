@@ -3,7 +3,7 @@
 Beams share keys and values (tree.py); the prompts' logits, and the last layer's MLP, are computed at their last tokens
 only; and a frozen bf16 model on a CPU is packed, its vocabulary searched in two rounds (prepacked.py).
 
-Shapes as in beam.py; C width, W = 2 K words compared.
+Shapes as in beam.py; C width, W = 2 K words compared, S' entries of the prompts (a prefix's included), n tokens since.
 """
 
 import torch
@@ -26,14 +26,14 @@ class NextWords:
 
     def of_prompts(self, prompts: list[list[int]]) -> tuple[Tensor, Tensor]:
         """Read the prompts: log p and ids of the best first words, each [B, W]."""
-        device, B, S = output_matrix(self.model).device, len(prompts), max(map(len, prompts))
-        tokens = torch.tensor([prompt + [self.pad] * (S - len(prompt)) for prompt in prompts], device=device)  # [B, S]
+        device, B, T = output_matrix(self.model).device, len(prompts), max(map(len, prompts))
+        tokens = torch.tensor([prompt + [self.pad] * (T - len(prompt)) for prompt in prompts], device=device)  # [B, T]
         self.lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)  # [B], tokens read by a beam
-        self.steps, self.longest = 0, S
-        last = torch.arange(B, device=device) * S + self.lengths - 1  # the prompts' last tokens, among the B * S
+        self.steps, self.longest = 0, T
+        last = torch.arange(B, device=device) * T + self.lengths - 1  # the prompts' last tokens, among the B * T
         x = self.hidden_states(tokens, None, None, last)  # [B, C]
-        is_token = torch.arange(S, device=device) < self.lengths[:, None]  # [B, S]
-        self.visible = F.pad(is_token, (self.tree.length - S, 0), value=True)  # [B, S'], a prefix is seen by all
+        is_token = torch.arange(T, device=device) < self.lengths[:, None]  # [B, T]
+        self.visible = F.pad(is_token, (self.tree.length - T, 0), value=True)  # [B, S'], a prefix is seen by all
         return self.best(x)
 
     def of_beams(self, prompts: Tensor, beams: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:

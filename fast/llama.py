@@ -28,7 +28,7 @@ def summed_loss(model: Llama, batch, label_smoothing: float = 0.0) -> Tensor:
     """- sum of log p over the batch's labels, in nats.
 
     batch            (tokens [B, T], labels [B, T]), labels -100 where nothing is scored; padding on the right
-    label_smoothing  share of the target that goes to all words alike
+    label_smoothing  weight of the uniform distribution in the targets
     """
     tokens, labels = batch
     real, scored, targets = positions_of(labels)  # [N], [M], [M]
@@ -60,7 +60,8 @@ def attention(attn: Attention, x: Tensor, turn: tuple[Tensor, Tensor], packing: 
     q, k, v = (project(x).unflatten(-1, (-1, attn.head_size)) for project in (attn.q_proj, attn.k_proj, attn.v_proj))
     n_head, n_kv_head = q.size(1), k.size(1)
     q, k = rotate(q, *turn), rotate(k, *turn)  # [N, H, D], [N, G, D]
-    q, k, v = packing.unpack(torch.cat([q, k, v], dim=1)).split([n_head, n_kv_head, n_kv_head], dim=1)  # [B, H, T, D]
+    heads = packing.unpack(torch.cat([q, k, v], dim=1))  # [B, H + 2 G, T, D]
+    q, k, v = heads.split([n_head, n_kv_head, n_kv_head], dim=1)
     if attn.kv_hook is not None:
         k, v = attn.kv_hook(k, v)  # [B, G, S, D]
     y = grouped(q, k, v, packing.bias(k.size(2), q.dtype))

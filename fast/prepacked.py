@@ -1,6 +1,6 @@
 """Decoding on a CPU in bf16: weights packed once, the vocabulary searched in two rounds.
 
-Decoding multiplies few rows (5 beams of 32 tables: 160) by all of GPT-2's weights, once for every token.
+Decoding multiplies few rows (5 beams of 64 tables: 320) by all of GPT-2's weights, once for every token.
 
 Packing. A CPU's matrix unit reads a weight matrix in tiles. oneDNN, which multiplies matrices for PyTorch, rearranges
 it into tiles for every product, which for few rows takes as long as the product itself. Constant weights can be

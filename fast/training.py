@@ -27,13 +27,13 @@ def summed_loss(model: GPT2, batch, label_smoothing: float = 0.0) -> Tensor:
     """- sum of log p over the batch's labels, in nats.
 
     batch            (tokens [B, T], labels [B, T]), labels -100 where nothing is scored; padding on the right
-    label_smoothing  share of the target that goes to all words alike
+    label_smoothing  weight of the uniform distribution in the targets
     """
     tokens, labels = batch
     B, T = tokens.shape
     real, scored, targets = positions_of(labels)  # [N], [M], [M]
     tokens, positions, mask = model.inputs(tokens, None, None, None)
-    longer = -T % SHAPE_MULTIPLE if mask is None else 0  # zeros after the sequences, for attention
+    longer = -T % SHAPE_MULTIPLE if mask is None else 0  # more padding, so that attention's shapes repeat
     packing = TokenPacking(B, T + longer, model.config.n_head, real + real // T * longer)
     rows = torch.searchsorted(real, scored)  # [M], the scored ones among the N
     M = len(rows)

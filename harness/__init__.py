@@ -5,6 +5,7 @@ evaluation_flags.py  the flags of evaluate.py, and which belong together
 machine.py           device, number format, a description of the machine
 door.py              the one place that chooses between the plain path and fast/
 runs.py              a run's folder: its settings, its model, what it learned
+hooks.py             attaches what was learned to a model, and detaches it
 parts.py             the parts of --mode prefix+lora: made, attached, saved and counted as one
 datasets.py          the data sets that --data names, and how each is scored
 checkpoints.py       logs and checkpoints that survive a kill
@@ -21,6 +22,7 @@ download.py          downloads that resume and are verified
 safetensors.py       the safetensors format
 tensorflow.py        TensorFlow's checkpoint format
 gguf.py              the GGUF format
+tokenizers.py        a model's vocabulary, GPT-2's or a Llama's
 gpt2_bpe.py          GPT-2's vocabulary, published or in a folder
 vocabulary.py        byte-level BPE from a GGUF file or tokenizer.json
 llama_files.py       a Llama's files: where they are, configuration, names

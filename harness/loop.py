@@ -35,17 +35,17 @@ VALID_COLUMNS = ("step", "epoch", "valid_loss", "seconds", "sample")
 class Run:
     """One run: its data and model, and how far it has come. `n` counts finished steps.
 
-    evaluates   read the test data too, so that an error in it is reported before training
+    check_test_data  read the test data too, so that an error in it is reported before training
     Raises InputError for whatever is wrong with the input, before anything is written.
     """
 
-    def __init__(self, settings: Settings, evaluates: bool = False):
+    def __init__(self, settings: Settings, check_test_data: bool = False):
         self.settings = s = settings
         self.engine = s.engine
         self.tokenizer = load_tokenizer(s.model, s.weights)
         self.pad = self.tokenizer.eot_token
         train_set, valid_set = (s.dataset.examples(split) for split in ("train", "valid"))
-        test_set = s.dataset.examples("test") if evaluates else []
+        test_set = s.dataset.examples("test") if check_test_data else []
         if s.train_examples is not None:
             if s.train_examples > len(train_set):
                 raise InputError(f"--train_examples {s.train_examples}: there are only {len(train_set)}")
@@ -106,7 +106,7 @@ class Run:
         return groups
 
     def set_training(self, on: bool) -> None:
-        """Dropout on or off: of LoRA, and of the model, whose own acts with --dropout only."""
+        """Turn dropout on or off: LoRA's, and the model's if there is --dropout."""
         self.learned.train(on)
         self.model.train(on and self.settings.dropout > 0)
 

@@ -48,7 +48,7 @@ class Settings:
     # what is learned
     mode: str = flag("prefix", f"what is learned: {', '.join(PARTS)}, a sum such as prefix+lora, or finetune")
     prefix_len: int | None = flag(
-        None, "P, positions of the prefix (default: 5, or the words of --init_text)", kind=int
+        None, "P, positions of the prefix (default: 5, or the tokens of --init_text)", kind=int
     )
     mid_dim: int = flag(512, "width of the MLP that computes the prefix during training")
     no_reparam: bool = flag(False, "learn the activations directly, without the MLP")
@@ -96,7 +96,7 @@ class Settings:
     )
     weight_decay: float | None = flag(None, "AdamW's weight decay (default: 0, lora alone 0.01)", kind=float)
     label_smoothing: float | None = flag(
-        None, "share of a target that goes to all words alike, in training (default: 0, lora alone 0.1)", kind=float
+        None, "weight of the uniform distribution in the targets of training (default: 0, lora alone 0.1)", kind=float
     )
     clip: float = flag(1.0, "maximum gradient norm; 0: no clipping")
     dropout: float | None = flag(None, "GPT-2's dropout during training (default: 0, fine-tuning 0.1)", kind=float)

@@ -426,7 +426,7 @@ def test_misuse_is_refused_with_a_sentence(model):
     lora.attach(model)
     with pytest.raises(InputError, match="attached to a model already"):
         lora.attach(model)
-    with pytest.raises(InputError, match="taken already"):
+    with pytest.raises(InputError, match="the hooks that this lora needs are taken"):
         other.attach(model)
     with pytest.raises(InputError, match="is not merged"):
         lora.unmerge()

@@ -223,7 +223,7 @@ def test_misuse_is_refused_with_a_sentence(model, tmp_path):
     Prefix(CONFIG, 5).attach(model)
     with pytest.raises(ValueError, match="a prefix of 5 and 60 tokens do not fit into 64 positions"):
         model(torch.zeros(1, 60, dtype=torch.long))
-    with pytest.raises(InputError, match="has a prefix or a shelf already"):
+    with pytest.raises(InputError, match="the hooks that this prefix needs are taken"):
         Prefix(CONFIG, 5).attach(model)
     path = tmp_path / "prefix.safetensors"
     Prefix(GPT2Config(3, 8, 32, 64, 101), 5, 0).save(path)

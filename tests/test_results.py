@@ -478,7 +478,7 @@ def test_smollm2s_findings_state_each_number_of_its_own_cell():
         for cell in ("prefix5", "prefix20")
         for norm in ("total", "output")
     ]
-    shrinks = "the gap shrinks from {:.1f} to {:.1f} (seed 101, last point), with P = 20 from {:.1f} to {:.1f}"
+    shrinks = "the gap shrinks from {:.1f} to {:.1f} (seed 101, see Beam search), with P = 20 from {:.1f} to {:.1f}"
     assert shrinks.format(*gaps) in " ".join(SMOLLM2.split())
     header, *stated = table_under("seed 101", SMOLLM2).items()
     assert dict(stated) == expected and [("BLEU" in name, "total" in name) for name in header[1]] == [

@@ -227,7 +227,7 @@ def test_a_name_twice_an_unknown_task_and_a_prefix_of_another_model_are_refused(
 
 
 def test_a_shelf_and_a_prefix_are_not_attached_together(model, shelf):
-    with shelf.attached(model), pytest.raises(InputError, match="this model has a prefix or a shelf already"):
+    with shelf.attached(model), pytest.raises(InputError, match="the hooks that this prefix needs are taken"):
         shelf.prefixes[0].attach(model)
     with pytest.raises(InputError, match="this shelf is not attached"):
         shelf.detach()

@@ -617,7 +617,7 @@ def test_an_overlong_test_table_is_found_before_training(settings, tmp_path, wor
     with open(data / "src1_test.txt", "a", encoding="utf-8") as file:
         file.write("name : " + "x " * 150 + "||Too long .\n")
     with pytest.raises(InputError, match="name : x x x"):
-        train(settings(data=str(data)), evaluates=True)
+        train(settings(data=str(data)), check_test_data=True)
     assert not Path(settings().out).exists()
 
 
