@@ -15,7 +15,7 @@ prefixes are padded on the left, and a mask hides the padding and the task token
 
 Only the tasks that a batch calls are computed, so gradients reach them alone. Use:
 
-    shelf = Shelf(model.config, {"e2e": prefix, "webnlg": another})
+    shelf = Shelf(model.config, {"e2e": load_prefix("e2e.safetensors", model.config), "webnlg": another})
     with shelf.attached(model):
         logits = model(tokens)          # rows such as shelf.encode_prompt(tokenizer, "<|e2e|> name : Blue Spice")
 
