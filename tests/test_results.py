@@ -511,9 +511,14 @@ def test_smollm2s_findings_state_the_prefix_lengths_and_lora_and_what_was_traine
     assert {*bf16.split()} == in_bf16 and {*fp32.split()} == cells.keys() - in_bf16
     stored = {cells[name].first["parameters_stored"] for name in ("prefix20", "lora4")}
     assert len(stored) == 1 and "stores as many numbers as P = 20" in " ".join(SMOLLM2.split())
-    paper = [elsewhere(name, "paper") for name in ("embedding10", "prefix5")]
-    assert "as in the paper ({} at P = 10, prefix {})".format(*paper) in SMOLLM2
-    assert cells["embedding10"].mean("BLEU") < cells["prefix1"].mean("BLEU") and "infix10" not in cells
+    told = " ".join(SMOLLM2.split())
+    paper = [elsewhere(name, "paper") for name in ("embedding10", "prefix5", "infix10")]
+    assert "as in the paper ({} at P = 10, prefix {})".format(*paper) in told
+    assert f"**Infix** is in between, as in the paper ({paper[2]} at P = 10)" in told
+    order = [cells[name].mean("BLEU") for name in ("embedding10", "prefix1", "infix10", "prefix5")]
+    assert order == sorted(order) and f"its BLEU {100 * (order[3] - order[2]):.1f} lower" in told
+    assert cells["infix10"].first["parameters_stored"] == str(2 * int(cells["prefix5"].first["parameters_stored"]))
+    assert cells["infix10"].mean("valid_loss") - cells["prefix5"].mean("valid_loss") < 0.01
     one, five, twenty = (100 * cells[f"prefix{P}"].mean("BLEU") for P in (1, 5, 20))
     assert f"BLEU rises by {five - one:.1f} from P = 1 to 5" in SMOLLM2
     assert twenty - five < 100 * cells["prefix5"].spread("BLEU")
