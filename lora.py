@@ -19,6 +19,7 @@ its own speed. Left out: ranks that differ from matrix to matrix, embeddings, bi
 
 Use:
 
+    lora = LoRA.load("runs/gpt2-lora/parts.safetensors", model.config)
     with lora.attached(model):          # or lora.attach(model) ... lora.detach()
         logits = model(tokens)
         lora.merge()                    # the same logits up to rounding; lora.unmerge() restores the weights
