@@ -37,7 +37,7 @@ class Adapter(OutputHooks):
         if dim < 1:
             raise InputError(f"--adapter_dim {dim}: must be at least 1")
         if not 0 < scale < math.inf:
-            raise InputError(f"--adapter_scale {scale}: must be above 0, or nothing is learned")
+            raise InputError(f"--adapter_scale {scale}: must be above 0, and finite")
         self.dim, self.scale, C = dim, scale, config.n_embd
         self.D = nn.ParameterList(start_of(C, dim) for _ in range(config.n_layer))
         self.U = nn.ParameterList(nn.Parameter(torch.zeros(dim, C)) for _ in range(config.n_layer))

@@ -147,7 +147,8 @@ def beam_search(
     banned          tokens never produced
     next_words      NextWords, or a class with the same two methods
     prompt_len      the length of a prompt for length_norm "total"; tasks.py does not count a task's token
-    Raises ValueError for an empty prompt, no beams, a max_new_tokens below 1, an unknown length_norm, or fewer than
+    The longest prompt and its text must fit into the model's context (harness/runs.check_context). Raises ValueError
+    for an empty prompt, no beams, a max_new_tokens below 1 or not one per prompt, an unknown length_norm, or fewer than
     2 K words that may be produced.
     """
     K = beam_size
@@ -156,6 +157,8 @@ def beam_search(
         raise ValueError(
             f"beam search needs non-empty prompts, at least one beam and one token, and a length_norm of {LENGTH_NORMS}"
         )
+    if len(limits) != len(prompts):
+        raise ValueError(f"{len(limits)} values of max_new_tokens for {len(prompts)} prompts")
     if not prompts:
         return []
     results: list[list[int]] = [[] for _ in prompts]

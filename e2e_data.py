@@ -130,9 +130,9 @@ def read_csv(path: Path) -> Iterator[Example]:
     reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
     try:
         header = [name.strip() for name in next(reader)]
-        if not {"mr", "ref"} <= set(header):
+        if (header.count("mr"), header.count("ref")) != (1, 1):
             raise InputError(
-                f"{path}, line 1: it must name the columns mr and ref, but it names {shorten(', '.join(header))}"
+                f"{path}, line 1: it must name the columns mr and ref once, but it names {shorten(', '.join(header))}"
             )
         for row in reader:
             where = f"{path}, line {reader.line_num}"

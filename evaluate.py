@@ -128,7 +128,8 @@ def evaluate_run(folder: str | Path, batch_size: int = 64, split: str = "test", 
     with write_atomic(folder / f"outputs{ending}.txt") as file:
         file.writelines(text + "\n" for text in outputs)
     write_json(folder / f"scores{ending}.json", scores)
-    evaluation = {"tables": len(outputs), "references": test_set.described, **s.search, "batch_size": batch_size}
+    evaluation = {"model": s.model, "weights": s.weights, "tables": len(outputs), "references": test_set.described}
+    evaluation |= {**s.search, "batch_size": batch_size}
     evaluation |= {"decoding_seconds": round(seconds, 1), "machine": describe_machine(s.device, s.dtype)}
     signature = s.dataset.signature(test_set)
     write_json(folder / f"evaluation{ending}.json", evaluation | {"signature": signature})

@@ -161,7 +161,7 @@ class LoRA(OutputHooks):
         if not 1 <= rank <= config.n_embd:
             raise InputError(f"--lora_rank {rank}: must be between 1 and the model's width, {config.n_embd}")
         if not 0 < alpha < math.inf:
-            raise InputError(f"--lora_alpha {alpha}: must be above 0, or nothing is learned")
+            raise InputError(f"--lora_alpha {alpha}: must be above 0, and finite")
         self.on, self.rank, self.alpha, self.p = tuple(name for name in known if name in on), rank, alpha, dropout
         self.dropout = F.dropout  # or a faster function (harness/door.py)
         self.kept: list[Tensor] = []  # while merged: the weights as they were, in the order of `places`

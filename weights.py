@@ -18,7 +18,7 @@ from gpt2 import CONFIGS, GPT2, GPT2Config
 from harness import llama_files
 from harness.download import OFFLINE, cache_dir, download
 from harness.files import InputError, read_text, resolve_path
-from harness.safetensors import read_safetensors
+from harness.safetensors import check_finite, read_safetensors
 from harness.tensorflow import read_tensorflow
 from llama import Llama, LlamaConfig
 
@@ -55,6 +55,7 @@ def load_model(name: str, weights: str | None = None, dropout: float = 0.0) -> G
     is_gpt2 = isinstance(config, GPT2Config)
     tensors = read_checkpoint(path) if is_gpt2 else llama_files.read_llama(path, config, name)
     check_shapes(tensors, config, name, path)
+    check_finite(tensors, path)
     # Copies: read_safetensors returns views of the memory-mapped file.
     own = {key: tensors.pop(key).to(torch.float32, copy=True) for key in list(tensors)}
     model.load_state_dict(own, assign=True)

@@ -140,6 +140,8 @@ def main(argv: list[str] | None = None) -> None:
         seeds = tuple(dict.fromkeys(given.seeds))
         everything = plan(base, PUBLISHED_RATES, str(folder), seeds)
         names = [run.name for run in everything]
+        if not given.dry_run:
+            results.mkdir(parents=True, exist_ok=True)  # now, so that a folder that cannot be made stops nothing later
         chosen = {run.name for run in (choose(everything, given.only) if given.only else everything)}
         families = {family for run in everything if run.name in chosen for family in run.cell.families}
         rates = rates_for(base, results, folder, families, given.dry_run, given.search_steps)

@@ -2,6 +2,7 @@
 
 import csv
 import os
+import zipfile
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -57,10 +58,22 @@ def read_state(path: Path):
     Raises InputError when the file is damaged, or when the block finds that something is missing or does not fit.
     """
     try:
+        with zipfile.ZipFile(path) as archive:  # PyTorch writes checksums and does not read them
+            if (damaged := archive.testzip()) is not None:
+                raise ValueError(f"the checksum of {damaged} is wrong")
         yield torch.load(path, map_location="cpu", weights_only=True)
     except InputError:  # the block's own
         raise
-    except (RuntimeError, KeyError, ValueError, TypeError, AttributeError, EOFError, OSError) as error:
+    except (
+        RuntimeError,
+        KeyError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        EOFError,
+        OSError,
+        zipfile.BadZipFile,
+    ) as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise InputError(f"{path} does not fit this run or is damaged ({reason}): delete it to start over") from None
     except Exception as error:  # the unpickler has an error type of its own
@@ -69,23 +82,25 @@ def read_state(path: Path):
         ) from None
 
 
-def save_checkpoint(path: Path, learned, optimizer, fingerprint: str, **state) -> None:
+def save_checkpoint(path: Path, learned, optimizer, fingerprint: str, of_model: str, **state) -> None:
     """Write everything that `--resume` needs.
 
     fingerprint  of the training examples
+    of_model     of the model before the first step
     state        numbers: n (steps done), counts (see loop.Run), best (validation loss)
     """
     state |= {"learned": learned.state_dict(), "optimizer": optimizer.state_dict(), "data": fingerprint}
+    state["model"] = of_model
     state["rng"] = torch.get_rng_state()
     if torch.cuda.is_available():
         state["cuda_rng"] = torch.cuda.get_rng_state()
     write_state(path, state)
 
 
-def load_checkpoint(path: Path, learned, optimizer, fingerprint: str) -> dict:
+def load_checkpoint(path: Path, learned, optimizer, fingerprint: str, of_model: str) -> dict:
     """Restore a checkpoint's state; returns its numbers.
 
-    Raises InputError when it is damaged, does not fit, or was made with training examples of another fingerprint.
+    Raises InputError when it is damaged, does not fit, or was made with other training examples or another model.
     """
     with read_state(path) as state:
         learned.load_state_dict(state["learned"])
@@ -95,9 +110,12 @@ def load_checkpoint(path: Path, learned, optimizer, fingerprint: str) -> dict:
             torch.cuda.set_rng_state(state["cuda_rng"])
         counts = {key: float(value) for key, value in state["counts"].items()}
         numbers = {"n": int(state["n"]), "best": float(state["best"]), "counts": counts}
-        if state["data"] != fingerprint:
-            raise InputError(
-                f"{path}: the training examples have changed since it was written: restore them,"
-                " or choose another --out"
-            )
+        for what, changed in (
+            ("training examples", state["data"] != fingerprint),
+            ("model's weights", state.get("model", of_model) != of_model),  # earlier versions did not write it
+        ):
+            if changed:
+                raise InputError(
+                    f"{path}: the {what} have changed since it was written: restore them, or choose another --out"
+                )
         return numbers

@@ -139,11 +139,16 @@ def print_comparison(content: dict, baseline: str, system: str, data: read.Scora
 
 
 def check_outputs(outputs: dict[str, Path | None], inputs: Sequence[Path | None]) -> None:
-    """Raise InputError if a file that a flag names would overwrite one that is read."""
-    given = [path.resolve() for path in inputs if path is not None]
+    """Raise InputError if a file that a flag names would overwrite one that is read, another output, or a run's."""
+    taken = [path.resolve() for path in inputs if path is not None]
     for flag, path in outputs.items():
-        if path is not None and path.resolve() in given:
-            raise InputError(f"--{flag} {path} would overwrite an input file: choose another file")
+        if path is None:
+            continue
+        if path.resolve() in taken:
+            raise InputError(f"--{flag} {path} would overwrite an input file or another output: choose another file")
+        if path.name in ("settings.json", "summary.json", "log.csv", "valid.csv") and path.exists():
+            raise InputError(f"--{flag} {path} would overwrite a file of a run: choose another file")
+        taken.append(path.resolve())
 
 
 def write_scores(path: Path, scores: dict) -> None:

@@ -6,7 +6,7 @@ import sys
 import time
 from pathlib import Path
 
-from harness.files import CHUNK, InputError, explain_os_error, lock_folder, sha256_of
+from harness.files import CHUNK, InputError, explain_os_error, is_terminal, lock_folder, sha256_of
 
 OFFLINE = "Without a network this runs: python train.py --mode prefix --prefix_len 5 --model mini --data mini"
 
@@ -118,7 +118,7 @@ def download_once(requests, url: str, path: Path, size: int | None, sha256: str 
 
 def append_to(answer, part: Path, mode: str, done: int, total: int | None, name: str) -> None:
     """Append the response's bytes to `part`; on a terminal, draw a progress bar."""
-    show = sys.stderr.isatty()
+    show = is_terminal(sys.stderr)
     shown_at = 0.0
     try:
         with open(part, mode) as file:

@@ -23,6 +23,11 @@ NO_MEMORY = "out of memory|allocate memory|enough memory"  # what PyTorch's erro
 MINI = Path(__file__).resolve().parents[1] / "mini"  # the small model and the sample tables in this repository
 
 
+def is_terminal(stream) -> bool:
+    """Is a standard stream a terminal? One that was closed when the program started is None."""
+    return stream is not None and stream.isatty()
+
+
 class InputError(Exception):
     """An error that the user can fix. Its text is one sentence: what is wrong, where, what to do."""
 
@@ -46,6 +51,8 @@ def exit_on_input_error(main):
             sys.exit(1)
         except OSError as error:
             message = explain_os_error(error)
+        except UnicodeEncodeError as error:  # Python holds a byte that is not UTF-8 as a lone surrogate
+            message = f"a path or a flag has characters that cannot be written as {error.encoding}: write it as UTF-8"
         except (MemoryError, RuntimeError) as error:  # PyTorch raises RuntimeError when memory runs out
             if isinstance(error, RuntimeError) and not re.search(NO_MEMORY, str(error)):
                 raise
@@ -62,16 +69,19 @@ def explain_os_error(error: OSError) -> str:
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         full = "the file size limit is reached" if error.errno == errno.EFBIG else "the disk is full"
         return f"{full}{where}: free some space and run the command again (with --resume if it was training)"
+    if error.errno == errno.ENAMETOOLONG:
+        return f"the name is too long{where}: choose a shorter one (of a run's folder, with --out)"
     return f"{error.strerror or error}{where}: check the path and its permissions"
 
 
 # ----------------------------------------------------------------------------- reading
 
 
-def read_text(path: Path) -> str:
+def read_text(path: Path, may_be_blank: bool = False) -> str:
     """The text of a UTF-8 file, without a byte-order mark, with "\\n" line ends.
 
-    Raises InputError for a file that is missing, unreadable, empty or not UTF-8 (the message names the line).
+    Raises InputError for a file that is missing, unreadable, not UTF-8 (the message names the line), empty, or blank
+    unless it may be.
     """
     path = Path(path)
     if path.is_dir():
@@ -87,8 +97,8 @@ def read_text(path: Path) -> str:
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
         raise InputError(f"{path}, line {line}: not UTF-8 text; save the file as UTF-8") from None
-    if not text.strip():
-        raise InputError(f"{path} is empty: fetch it again, or name another file")
+    if not (text if may_be_blank else text.strip()):
+        raise InputError(f"{path} is empty: restore it or fetch it again, or name another file")
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
@@ -132,6 +142,12 @@ def write_atomic(path: Path, mode: str = "w"):
     finally:
         with suppress(OSError):  # renamed already, or never created
             part.unlink()
+
+
+def remove_parts(folder: Path) -> None:
+    """Remove what `write_atomic` left in a folder when its process was killed. No other process may be writing."""
+    for part in Path(folder).glob("*.part"):
+        part.unlink(missing_ok=True)
 
 
 @contextmanager

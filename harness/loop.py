@@ -20,7 +20,7 @@ from e2e_data import Batch, Encoded, collate, encode, encode_prompt, epoch_order
 from evaluate import decode
 from harness import ranks, shelves
 from harness.checkpoints import CsvLog, load_checkpoint, save_checkpoint
-from harness.files import InputError, lock_folder
+from harness.files import InputError, lock_folder, remove_parts
 from harness.machine import describe_machine
 from harness.parts import ADAPTERS, Parts
 from harness.runs import check_context, open_folder, save_learned, start_model, trained_file, write_json
@@ -58,6 +58,7 @@ class Run:
 
         self.model, self.prefix = start_model(s)
         self.learned = self.model if self.prefix is None else self.prefix  # a Prefix, or the Parts of a sum
+        self.of_model = shelves.fingerprint(self.model)
         if s.task is not None:
             ranks.on_rank_0(shelves.check_free, s, self.model)
         room = self.model.config.n_positions - (s.prefix_len or 0)
@@ -177,7 +178,7 @@ class Run:
         stopping = any(ranks.all_gather(self.stop.asked))
         if (self.n % s.checkpoint_every == 0 or stopping) and not last:
             state = {"n": self.n, "best": self.best, "counts": self.counts}
-            where = (self.checkpoint, self.learned, self.optimizer, self.fingerprint())
+            where = (self.checkpoint, self.learned, self.optimizer, self.fingerprint(), self.of_model)
             ranks.on_rank_0(lambda: save_checkpoint(*where, **state))
         if stopping and not last:
             print(f"checkpoint written at step {self.n} of {self.steps}", file=sys.stderr)
@@ -187,9 +188,13 @@ class Run:
 
     def restore(self) -> None:
         """Continue from a checkpoint, if there is one, and open the logs."""
+        ranks.on_rank_0(remove_parts, self.folder)
         if ranks.on_rank_0(self.checkpoint.exists):
-            state = load_checkpoint(self.checkpoint, self.learned, self.optimizer, self.fingerprint())
+            of_run = (self.learned, self.optimizer, self.fingerprint(), self.of_model)
+            state = load_checkpoint(self.checkpoint, *of_run)
             self.n, self.best, self.counts = state["n"], state["best"], state["counts"]
+            if not 0 < self.n < self.steps:
+                raise InputError(f"{self.checkpoint} is of step {self.n} of {self.steps}: delete it to start over")
             print(f"resuming at step {self.n} of {self.steps}")
         self.log = ranks.on_rank_0(CsvLog, self.folder / "log.csv", LOG_COLUMNS, self.n)
         self.valid_log = ranks.on_rank_0(CsvLog, self.folder / "valid.csv", VALID_COLUMNS, self.n)

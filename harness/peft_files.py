@@ -35,7 +35,7 @@ from torch import Tensor, nn
 
 from gpt2 import CONFIGS, GPT2Config
 from harness.files import InputError, read_text, write_atomic
-from harness.safetensors import read_safetensors, write_safetensors
+from harness.safetensors import check_finite, read_safetensors, write_safetensors
 from lora import LoRA, matrices_of
 
 CONFIG, TENSORS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
@@ -67,9 +67,12 @@ def read_learned(path: Path, config: GPT2Config) -> tuple[dict[str, Tensor], dic
     """
     path = Path(path)
     if not path.is_dir():
-        return read_safetensors(path)
+        tensors, about = read_safetensors(path)
+        check_finite(tensors, path)
+        return tensors, about
     stated, kind = read_config(path)
     tensors = read_safetensors(path / TENSORS)[0]
+    check_finite(tensors, path / TENSORS)
     if kind == "lora":
         return lora_from_peft(path, stated, tensors, config)
     return prefix_from_peft(path, stated, tensors, kind, config)
@@ -79,7 +82,10 @@ def read_config(folder: Path) -> tuple[dict, str]:
     """What adapter_config.json states, and our word for its kind. Raises InputError, also for half a folder."""
     path = Path(folder) / CONFIG
     if not path.exists():
-        raise InputError(f"{folder} has no {CONFIG}, so it is not a PEFT adapter: fetch the whole folder again")
+        raise InputError(
+            f"{folder} has no {CONFIG}, so it is not a PEFT adapter: fetch the whole folder again, or name a run's"
+            " prefix.safetensors"
+        )
     try:
         stated = json.loads(read_text(path))
         if not isinstance(stated, dict):

@@ -3,6 +3,8 @@
 import sys
 import time
 
+from harness.files import is_terminal
+
 
 class Progress:
     """`progress(done)` rewrites the line, which appears only if standard error is a terminal.
@@ -13,7 +15,7 @@ class Progress:
 
     def __init__(self, verb: str, total: int, what: str = "", shown: bool = True):
         self.verb, self.total, self.what = verb, total, f" {what}" if what else ""
-        self.shown, self.began = shown and sys.stderr.isatty(), time.monotonic()
+        self.shown, self.began = shown and is_terminal(sys.stderr), time.monotonic()
 
     def __call__(self, done: int) -> None:
         """done: at least 1; what exceeds the total counts as all."""

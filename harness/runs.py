@@ -15,6 +15,7 @@ settings.
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import tiktoken
@@ -67,12 +68,18 @@ def trained_file(folder: Path, finetunes: bool, adapts: bool = False) -> Path:
 
 
 def ending_of(folder: Path, settings: Settings, split: str) -> str:
-    """What the names of an evaluation's files end in: "" for a run's own test set and search, else what differs."""
+    """What the names of an evaluation's files end in: "" for a run's own test set, search and model, else what differs.
+
+    A path is written whole, so that two folders of the same name have files of their own.
+    """
     own = load_settings(folder)
     asked = {name: getattr(settings, name) for name in (*SEARCH, "decode_dtype")}
     other = [f"{name}_{value}" for name, value in asked.items() if value != getattr(own, name)]
-    if settings.data != own.data and not is_adapter(folder):  # PEFT's folder names no data
-        other.append(f"data_{'e2e' if settings.data is None else Path(settings.data).resolve().name}")
+    if not is_adapter(folder):  # PEFT's folder names no data, and perhaps no model
+        for name, default in (("data", "e2e"), ("model", ""), ("weights", "own")):
+            if (value := getattr(settings, name)) != getattr(own, name):
+                label = re.sub(r"[^\w.]+", "_", value or default).strip("_")
+                other.append(f"{name}_{label[-80:]}")
     return "-".join(["", *([] if split == "test" else [split]), *other])
 
 

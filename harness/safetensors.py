@@ -60,7 +60,17 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             raise ValueError(f"{size - start} bytes are left over")
         return {key: tensors[key] for key in header}, metadata
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, struct.error) as error:
-        raise InputError(f"{path} is not a complete safetensors file ({error}): delete it and fetch it again") from None
+        reason = str(error).partition("\n")[0]
+        raise InputError(
+            f"{path} is not a complete safetensors file ({reason}): restore it, or fetch it again if it was downloaded"
+        ) from None
+
+
+def check_finite(tensors: dict[str, Tensor], path: Path) -> None:
+    """Raise InputError if one of a file's tensors holds NaN or infinity: a model would compute with it silently."""
+    for key, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise InputError(f"{path}: {key} holds numbers that are not finite: restore it, or fetch it again")
 
 
 def write_safetensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:

@@ -184,12 +184,12 @@ class Settings:
         new = dataclasses.replace(self, mode="+".join(parts_of(self.mode)) or "finetune")
         for name in AT_LEAST_1:
             value = getattr(new, name)
-            if value is not None and value < 1:
-                raise InputError(f"--{name} {value}: must be at least 1")
+            if value is not None and not 1 <= value < 2**40:
+                raise InputError(f"--{name} {value}: must be at least 1, and below 2**40")
         for name in AT_LEAST_0:
             value = getattr(new, name)
             if value is not None and not 0 <= value < float("inf"):
-                raise InputError(f"--{name} {value}: must be 0 or more")
+                raise InputError(f"--{name} {value}: must be 0 or more, and finite")
         if new.seed >= 2**64:
             raise InputError(f"--seed {new.seed}: must be below 2**64")
         for name in ("dropout", "lora_dropout", "label_smoothing"):

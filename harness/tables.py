@@ -19,7 +19,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
-from harness.files import InputError, read_text, write_atomic
+from harness.files import InputError, is_terminal, read_text, write_atomic
 from harness.progress import Progress
 
 
@@ -45,6 +45,10 @@ def answer_file(
         raise InputError(f"--out {out} would overwrite the requests: choose another file")
     if out != "-" and Path(out).is_dir():
         raise InputError(f"--out {out} is a folder: name a file")
+    if (tables == "-" and sys.stdin is None) or (out == "-" and sys.stdout is None):
+        raise InputError("- is a standard stream, but it is closed: name a file")
+    if out != "-" and (Path(out).parent / "settings.json").exists() and Path(out).exists():
+        raise InputError(f"--out {out} would overwrite a file of a run: choose another file")
     requests = prepared(read_requests(tables), prepare)
     total = None
     if tables != "-":
@@ -52,7 +56,7 @@ def answer_file(
         total = len(requests)
         if not total:
             raise InputError(f"{tables} holds no request: write one a line")
-    done, among_texts = 0, out == "-" and sys.stdout.isatty()  # both on one terminal: no line between the texts
+    done, among_texts = 0, out == "-" and is_terminal(sys.stdout)  # both on one terminal: no line between the texts
     progress = Progress("answered", total or 0, shown=total is not None and not among_texts)
     requests = iter(requests)
     with nullcontext(sys.stdout) if out == "-" else write_atomic(Path(out)) as file:
@@ -103,8 +107,8 @@ def of_lines(lines, name: str) -> Iterator[Request]:
 def of_csv(path: Path) -> Iterator[Request]:
     reader = csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True)
     try:
-        if "mr" not in (reader.fieldnames or ()):
-            raise InputError(f"{path}, line 1: no column mr; name the column of the tables so")
+        if (reader.fieldnames or []).count("mr") != 1:
+            raise InputError(f"{path}, line 1: there must be one column mr; name the column of the tables so")
         for row in reader:
             if not (row["mr"] or "").strip():
                 raise InputError(f"{path}, line {reader.line_num}: the column mr is empty")

@@ -19,6 +19,7 @@ Left out: the formulas. Each is in the docstring of its file.
 """
 
 import gc
+from collections.abc import Sequence
 from contextlib import contextmanager
 
 from metrics import bleu, cider, meteor, mteval, ngrams, nist, ptb, rouge, ter
@@ -60,6 +61,7 @@ def score(
     Raises ValueError for no hypotheses, lists of different lengths, a segment without references, or an unknown name.
     """
     check(hypotheses, references)
+    names = (names,) if isinstance(names, str) else names
     if unknown := set(names) - set(ALL_KEYS):
         raise ValueError(f"no score is called {', '.join(sorted(unknown))}; there are {', '.join(ALL_KEYS)}")
     corpus, columns = {}, {}
@@ -133,6 +135,9 @@ def without_nrefs(signature: str) -> str:
 
 
 def check(hypotheses: list[str], references: list[list[str]]) -> None:
+    """Raise ValueError unless there is a list of strings, and for each a list of one or more strings."""
+    if isinstance(hypotheses, str):
+        raise ValueError("the hypotheses are a string; give a list of strings, even for one hypothesis")
     if not hypotheses:
         raise ValueError("there are no hypotheses to score")
     if len(hypotheses) != len(references):
@@ -143,8 +148,13 @@ def check(hypotheses: list[str], references: list[list[str]]) -> None:
         # A bare string is the most likely mistake; it would be scored as a list of letters.
         if isinstance(segment_references, str):
             raise ValueError(f"references[{index}] is a string; give a list of strings, even for one reference")
+        if not isinstance(segment_references, Sequence):  # a generator would be used up by the first score
+            raise ValueError(f"references[{index}] is not a list; give a list of strings for each hypothesis")
         if not segment_references:
             raise ValueError(f"references[{index}] is empty; each hypothesis needs at least one reference")
+        for text in (hypotheses[index], *segment_references):
+            if not isinstance(text, str):
+                raise ValueError(f"segment {index} holds {text!r}, which is not a string")
 
 
 def score_words(hypotheses: list[str], references: list[list[str]], per_segment: bool) -> tuple[dict, dict]:

@@ -139,7 +139,9 @@ def count_mean(scores: list[float]) -> Counted:
 
 
 def draw(segments: int, resamples: int = RESAMPLES, seed: int = SEED) -> np.ndarray:
-    """How often each resample holds each segment, [R, N]; each row sums to N."""
+    """How often each resample holds each segment, [R, N]; each row sums to N. Raises ValueError for no resample."""
+    if resamples < 1:
+        raise ValueError(f"{resamples} resamples: at least 1 is needed")
     chosen = np.random.default_rng(seed).choice(segments, size=(resamples, segments), replace=True)  # [R, N]
     return np.stack([np.bincount(row, minlength=segments) for row in chosen]).astype(np.float64)
 

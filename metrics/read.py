@@ -53,12 +53,12 @@ def load(hypotheses_path: Path, references_path: Path, sources_path: Path | None
     table, whatever the file's name, with exactly these sources in this order.
 
     Raises InputError for a file that is missing, empty, not UTF-8 or in none of these forms, for a source without
-    references, and for unequal numbers of outputs and references.
+    references or without an output, and for unequal numbers of outputs and references.
     """
     if sources_path is not None or is_table(hypotheses_path):
         sources, hypotheses = read_table(hypotheses_path, OUTPUT_NAME, "output")
     else:
-        hypotheses = read_lines(hypotheses_path)
+        hypotheses = read_lines(hypotheses_path, may_be_blank=True)
         sources = [""] * len(hypotheses)
     if sources_path is not None:
         check_sources(sources, hypotheses_path, read_lines(sources_path), sources_path)
@@ -88,12 +88,12 @@ def read_references(path: Path, sources: list[str]) -> list[list[str]]:
     return split_blocks(lines, len(sources), path)
 
 
-def read_lines(path: Path) -> list[str]:
+def read_lines(path: Path, may_be_blank: bool = False) -> list[str]:
     """The lines of a UTF-8 text without surrounding white space. Blank lines stay, as "".
 
     Lines end where Unicode ends them (U+2028 and U+0085 too), as in the reference: hence `splitlines`.
     """
-    return [line.strip() for line in read_text(path).splitlines()]
+    return [line.strip() for line in read_text(path, may_be_blank).splitlines()]
 
 
 def read_table(path: Path, text_name: re.Pattern, what: str) -> tuple[list[str], list[str]]:
@@ -138,7 +138,8 @@ def is_table(path: Path) -> bool:
 
 def parse_rows(path: Path, lines: list[str], numbers: list[int]) -> list[tuple[int, list[str]]]:
     """(line number in the file, fields) of each row; a quoted field may span lines."""
-    reader = csv.reader(lines, delimiter="\t" if "\t" in lines[0] else ",")
+    # strict: a quote that is still open at the end is an error, not the end of a file that was cut short
+    reader = csv.reader(lines, delimiter="\t" if "\t" in lines[0] else ",", strict=True)
     rows = []
     try:
         while True:
@@ -159,6 +160,11 @@ def gather(pairs: list[tuple[str, str]], sources: list[str], path: Path) -> list
     for source in sources:
         if source not in by_source:
             raise InputError(f'{path} has no reference for the source "{source}": give the references of the same data')
+    if without := by_source.keys() - sources:
+        raise InputError(
+            f"{len(without)} of the {len(by_source)} sources in {path} have no output, one is"
+            f' "{min(without)}": give the outputs of the same data'
+        )
     return [by_source[source] for source in sources]
 
 

@@ -24,7 +24,7 @@ import metrics.meteor
 import train
 from gpt2 import GPT2, GPT2Config
 from harness import loop
-from harness.safetensors import write_safetensors
+from harness.safetensors import read_safetensors, write_safetensors
 from harness.tokenizers import load_tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -164,6 +164,7 @@ BAD_TABLES = {  # the same for CSV files
     "cut in quotes": ('mr,ref\n"name[A], food[B]",A .\n"name[A], fo', ["{file}, line 3: not CSV", "cut short"]),
     "no table": ("mr,ref\nname[A],A .\nname: A,A .\n", ["{file}, line 3: not a table such as name[Blue Spice]"]),
     "an open bracket": ("mr,ref\nname[A,A .\n", ["{file}, line 2: not a table"]),
+    "a column twice": ("mr,ref,ref\nname[A],A .,B .\n", ["{file}, line 1: it must name the columns mr and ref once"]),
     "no sentence": ('mr,ref\nname[A]," "\n', ["{file}, line 2: the column ref is empty", "delete it"]),
     "Latin-1": ("mr,ref\nname[Café],A .\n".encode("latin-1"), ["{file}, line 2: not UTF-8"]),
     "longer than the context": (
@@ -257,6 +258,9 @@ BAD_FLAGS = [
     ("--max_steps -1", "--max_steps -1"),
     ("--mid_dim 0", "--mid_dim 0"),
     ("--mid_dim 1000000000000", "not enough memory"),
+    ("--mid_dim 4611686018427387904", "--mid_dim 4611686018427387904: must be at least 1, and below 2**40"),
+    ("--mode adapter --adapter_dim 9223372036854775808", "and below 2**40"),
+    ("--out {place}/\udcff", "characters that cannot be written as utf-8"),
     ("--dropout 1", "--dropout 1.0: must be below 1"),
     ("--dropout nan", "--dropout nan"),
     ("--clip -1", "--clip -1.0"),
@@ -392,7 +396,7 @@ def test_truncated_weights_are_refused(world, place, refused):
     whole = (world / "model" / "model.safetensors").read_bytes()
     (place / "cut.safetensors").write_bytes(whole[:-100])
     complaint = refused(train.main, flags(world, place / "data", place / "new", "--weights", place / "cut.safetensors"))
-    assert_says(complaint, "cut.safetensors is not a complete safetensors file", "delete it and fetch it again")
+    assert_says(complaint, "cut.safetensors is not a complete safetensors file", "restore it, or fetch it again")
 
 
 def test_a_vocabulary_larger_than_the_model_is_refused(world, place, refused):
@@ -485,6 +489,26 @@ def test_the_same_command_again_is_refused_without_resume(world, place, refused)
     assert_says(complaint, "begun holds this run already: resume it with --resume, or choose another --out")
 
 
+def test_resuming_with_another_model_is_refused(world, place, refused):
+    model = shutil.copytree(world / "model", place / "model")
+    argv = flags(world, place / "data", place / "own", "--model", model)
+    with pytest.MonkeyPatch.context() as patch:
+        kill(patch, in_step=3)
+        with pytest.raises(Killed):
+            train.main(argv)
+    tensors, about = read_safetensors(model / "model.safetensors")
+    changed = {key: tensor * 2 if key.endswith("wte.weight") else tensor.clone() for key, tensor in tensors.items()}
+    write_safetensors(model / "model.safetensors", changed, about)
+    complaint = refused(train.main, [*argv, "--resume"])
+    assert_says(complaint, str(place / "own"), "model's weights have changed", "restore them")
+
+
+def test_a_resumed_run_removes_what_a_killed_one_left_half_written(world, place):
+    (place / "begun" / "checkpoint.pt.652.part").write_bytes(b"half")
+    train.main(flags(world, place / "data", place / "begun", "--resume"))
+    assert not [path for path in (place / "begun").iterdir() if path.suffix == ".part"]
+
+
 def test_resuming_with_other_data_is_refused(world, place, refused):
     """Other examples make another run; with fewer, the step at which it stopped may not exist."""
     lines = (place / "data" / "src1_train.txt").read_text().splitlines(keepends=True)
@@ -502,6 +526,20 @@ def test_resuming_from_a_damaged_checkpoint_is_refused(world, place, refused, ba
     checkpoint.write_bytes(content.encode() if isinstance(content, str) else content)
     complaint = refused(train.main, flags(world, place / "data", place / "begun", "--resume"))
     assert_says(complaint, f"{checkpoint} ", "delete it to start over")
+
+
+@pytest.mark.parametrize("zeros", [1, 512])
+def test_a_checkpoint_with_a_wrong_checksum_is_refused(world, place, refused, zeros):
+    """Bytes of a weight that a failing disk has lost: the file still has its length and its structure."""
+    checkpoint = place / "begun" / "checkpoint.pt"
+    content = bytearray(checkpoint.read_bytes())
+    learned = torch.load(checkpoint, weights_only=True)["learned"]
+    weight = max(learned.values(), key=torch.numel).numpy().tobytes()
+    at = bytes(content).index(weight)
+    content[at : at + zeros] = bytes(byte ^ 64 for byte in content[at : at + zeros])
+    checkpoint.write_bytes(content)
+    complaint = refused(train.main, flags(world, place / "data", place / "begun", "--resume"))
+    assert_says(complaint, f"{checkpoint} ", "checksum", "delete it to start over")
 
 
 @pytest.mark.parametrize(
@@ -548,10 +586,13 @@ def test_a_malicious_checkpoint_is_refused_and_not_unpickled(world, place, refus
         lambda state: state | {"rng": torch.zeros(3)},
         lambda state: state | {"rng": "random"},
         lambda state: state | {"n": "two"},
+        lambda state: state | {"n": -3},
+        lambda state: state | {"n": 10**6},
         lambda state: state | {"counts": None},
         lambda state: state | {"optimizer": {}},
     ],
-    ids="empty list learned no-rng short-rng rng-as-text step-as-text no-counts no-optimizer".split(),
+    ids="empty list learned no-rng short-rng rng-as-text step-as-text step-below-0 step-too-high no-counts"
+    " no-optimizer".split(),
 )
 def test_a_checkpoint_with_other_content_is_refused(world, place, refused, change):
     checkpoint = place / "begun" / "checkpoint.pt"
@@ -727,6 +768,46 @@ BAD_SCORING = {  # outputs, references, what the sentence must say
 }
 
 
+@pytest.mark.parametrize("which", ["prefix", "model"])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_evaluation_refuses_numbers_that_are_not_finite(world, place, refused, which, bad):
+    path = place / "done" / "prefix.safetensors"
+    argv = ["--run", place / "done"]
+    if which == "model":
+        path = shutil.copytree(world / "model", place / "model") / "model.safetensors"
+        argv += ["--model", place / "model"]
+    tensors, about = read_safetensors(path)
+    tensors = {key: tensor.clone() for key, tensor in tensors.items()}
+    next(iter(tensors.values())).view(-1)[3] = bad
+    write_safetensors(path, tensors, about)
+    assert_says(refused(evaluate.main, argv), f"{path}: ", "not finite")
+
+
+def test_another_models_outputs_go_to_files_of_their_own(place):
+    done = place / "done"
+    before = content(done)
+    evaluate.main(["--run", str(done), "--weights", "random"])
+    assert before.items() <= content(done).items()
+    assert json.loads((done / "evaluation-weights_random.json").read_text())["weights"] == "random"
+    assert json.loads((done / "evaluation.json").read_text())["weights"] is None
+
+
+@pytest.mark.parametrize("file", ["prefix.safetensors", "settings.json"])
+def test_answers_do_not_overwrite_a_runs_files(place, refused, file):
+    (place / "tables.txt").write_text("name : Lotus | food : Thai\n")
+    argv = ["--run", place / "done", "--tables", place / "tables.txt", "--out", place / "done" / file]
+    assert_says(refused(evaluate.main, argv), file, "would overwrite a file of a run")
+
+
+@pytest.mark.parametrize("stream", ["stdin", "stdout"])
+def test_a_closed_standard_stream_is_named(place, refused, monkeypatch, stream):
+    (place / "tables.txt").write_text("name : Lotus | food : Thai\n")
+    monkeypatch.setattr(sys, stream, None)
+    ends = {"stdin": ("-", place / "new.txt"), "stdout": (place / "tables.txt", "-")}[stream]
+    complaint = refused(evaluate.main, ["--run", place / "done", "--tables", ends[0], "--out", ends[1]])
+    assert_says(complaint, "standard stream", "closed")
+
+
 @pytest.mark.parametrize("outputs, references, said", BAD_SCORING.values(), ids=BAD_SCORING)
 def test_scoring_refuses_bad_files(place, refused, outputs, references, said):
     (place / "scores.json").write_text("scores from before")
@@ -742,6 +823,12 @@ def test_scoring_does_not_overwrite_its_input(place, refused, name):
     (place / "r.txt").write_text("a b\n")
     complaint = refused(evaluate.main, ["--hyp", place / "h.txt", "--ref", place / "r.txt", "--segments", place / name])
     assert_says(complaint, "--segments", name)
+
+
+def test_scoring_does_not_write_two_outputs_to_one_file(place, refused):
+    (place / "h.txt").write_text("a b\n")
+    argv = ["--hyp", place / "h.txt", "--ref", place / "h.txt", "--segments", place / "x", "--scores", place / "x"]
+    assert_says(refused(evaluate.main, argv), "--scores", "another output")
 
 
 # ----------------------------------------------------------------------------- a full disk

@@ -142,6 +142,12 @@ def test_nonsense_is_refused(wrong):
         beam_search(Table(12), **({"prompts": [[1, 2]], "end": 0} | wrong))
 
 
+@pytest.mark.parametrize("limits", [[], [3], [3, 3, 3]])
+def test_limits_that_are_not_one_per_prompt_are_refused(limits):
+    with pytest.raises(ValueError, match=f"{len(limits)} values of max_new_tokens for 2 prompts"):
+        beam_search(Table(12), [[1, 2], [3]], end=0, max_new_tokens=limits)
+
+
 def test_a_vocabulary_too_small_for_the_beam_is_refused():
     with pytest.raises(ValueError, match="a vocabulary of 8 is too small for 5 beams"):
         beam_search(Table(8), [[1, 2]], end=0, beam_size=5)

@@ -217,6 +217,12 @@ def test_lists_that_do_not_fit_get_a_value_error(without_meteor, first, second):
         bootstrap.compare(first, second, [["a"]][: len(first)])
 
 
+@pytest.mark.parametrize("resamples", [0, -1])
+def test_no_resamples_get_a_value_error(without_meteor, resamples):
+    with pytest.raises(ValueError, match="at least 1"):
+        bootstrap.intervals(["a"], [["a"]], resamples)
+
+
 # ------------------------------------------------------------------------- beside BLEU
 
 

@@ -37,6 +37,10 @@ def test_one_output_a_line_and_a_blank_line_is_an_empty_output(put):
     )
 
 
+def test_all_outputs_may_be_empty(put):
+    assert read.load(put("out.txt", "\n\n"), put("ref.txt", "a\nb\n")).hypotheses == ["", ""]
+
+
 def test_blocks_of_references(put):
     assert references_of(put, "r.txt", "a\nb\n\nc\n") == [["a", "b"], ["c"]]
 
@@ -154,6 +158,12 @@ def test_lines_of_which_only_some_hold_bars_are_text(put):
         (("o.txt", "x\n"), ("r.csv", "mr,ref\n\ns1,a\ns2,b,c\n"), "r.csv, line 4: 3 columns where the first"),
         (("o.txt", "x\n"), ("r.csv", "mr,ref\n"), "nothing below"),
         (("o.csv", "mr,out\ns1,x\n"), ("r.csv", "mr,ref\ns2,a\n"), 'no reference for the source "s1"'),
+        (
+            ("o.csv", "mr,out\ns1,x\n"),
+            ("r.csv", "mr,ref\ns1,a\ns2,b\n"),
+            '1 of the 2 sources .* no output, one is "s2"',
+        ),
+        (("o.csv", 'mr,out\ns1,"x\n'), ("r.csv", "mr,ref\ns1,a\n"), "o.csv, line 2: not a table .*: check its quotes"),
         (("o.txt", "x\n"), ("r.csv", "mr,ref\ns1," + "a" * 200_000 + "\n"), "r.csv, line 2: not a table"),
     ],
 )

@@ -156,11 +156,19 @@ def test_signature_is_one_line_that_names_what_numbers_depend_on():
         (["a"], [], "1 hypotheses but 0 reference lists"),
         (["a", "b"], [["a"], []], r"references\[1\] is empty"),
         (["a"], ["a"], r"references\[0\] is a string"),
+        ("a", [["a"]], "the hypotheses are a string"),
+        (["a"], [(text for text in "a")], r"references\[0\] is not a list"),
+        ([None], [["a"]], "segment 0 holds None"),
+        (["a", "b"], [["a"], ["b", b"c"]], "segment 1 holds b'c'"),
     ],
 )
 def test_lists_that_do_not_fit_get_a_clear_value_error(hypotheses, references, complaint):
     with pytest.raises(ValueError, match=complaint):
         metrics.score(hypotheses, references)
+
+
+def test_the_name_of_one_score_is_enough():
+    assert metrics.score(["a b c d"], [["a b c d"]], names="BLEU") == {"BLEU": 1.0}
 
 
 def test_a_segment_alone_scores_as_the_corpus_of_it(recorded_run):

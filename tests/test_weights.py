@@ -170,7 +170,7 @@ def entry(dtype="F32", shape=(2,), offsets=(0, 8)) -> dict:
 def test_a_malformed_header_is_refused(tmp_path, header, said):
     with pytest.raises(
         InputError,
-        match=rf"x\.safetensors is not a complete safetensors file \(.*{said}.*\): delete it and fetch it again",
+        match=rf"x\.safetensors is not a complete safetensors file \(.*{said}.*\): restore it, or fetch it again",
     ):
         read_safetensors(put(tmp_path / "x.safetensors", header, bytes(8)))
 
@@ -182,7 +182,7 @@ def test_a_truncated_file_is_refused(folder):
     for length in (0, 1, 7, 8, 9, n - 1, n, n + 1, (n + len(whole)) // 2, len(whole) - 1):
         path.write_bytes(whole[:length])
         with pytest.raises(
-            InputError, match=r"model\.safetensors is not a complete safetensors file .*: delete it and fetch it again"
+            InputError, match=r"model\.safetensors is not a complete safetensors file .*: restore it, or fetch it again"
         ):
             load_gpt2(str(folder))
     path.write_bytes(whole + b"\0")
