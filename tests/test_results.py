@@ -503,6 +503,7 @@ def test_smollm2s_findings_state_the_prefix_lengths_and_lora_and_what_was_traine
                 ],
             )
             for name, cell in sorted(cells.items(), key=lambda pair: place_in_table(*pair))
+            if "low" not in name
         ),
     ]
     in_bf16 = {name for name, cell in cells.items() if {row["dtype"] for row in cell.rows} == {"bf16"}}
@@ -526,6 +527,25 @@ def test_smollm2s_findings_state_the_prefix_lengths_and_lora_and_what_was_traine
     assert "about 5 BLEU below" in SMOLLM2 and all(4.5 < gap < 5.5 for gap in below)
     prefixes = [cell.mean("BLEU") for name, cell in minis.items() if cell.first["mode"] == "prefix"]
     assert minis["lora4"].mean("BLEU") > max(prefixes)
+
+
+def test_smollm2s_findings_state_what_few_data_give():
+    cells = summarise(ROOT / "results" / "smollm2")
+    assert "low500-finetune" not in cells  # once it is there, the text must compare the two
+    few, many = cells["low500-prefix"], cells["prefix5"]
+    assert len(few.rows) == 3 and {row["keep"] for row in few.rows} == {"best"}
+    assert {(row["steps"], row["init_text"]) for row in few.rows} == {("400", grid.WORDS)}
+    columns = ("BLEU", "NIST", "METEOR", "CIDEr", "values_said")
+    rows = {
+        "prefix, 500 examples": [report.score_text(few, name) for name in columns],
+        "prefix, P = 5, 5,000 examples": [report.score_text(many, name) for name in columns],
+    }
+    assert list(table_under("Few data", SMOLLM2).items()) == [
+        ("", ["BLEU", "NIST", "METEOR", "CIDEr", "values said"]), *rows.items()
+    ]  # fmt: skip
+    assert few.mean("values_said") > many.mean("values_said") and few.mean("valid_loss") > many.mean("valid_loss")
+    losses = [f"{cell.mean('valid_loss'):.2f}" for cell in (few, many)]
+    assert "has the higher validation loss ({} against {} nats)".format(*losses) in " ".join(SMOLLM2.split())
 
 
 def place_in_table(name: str, cell: Summary) -> tuple[bool, int, bool]:
