@@ -250,7 +250,8 @@ def test_an_output_folder_is_refused_before_anything_is_decoded(shelf, tmp_path,
 
 def test_damaged_tables_are_refused(shelf, tmp_path, capsys, monkeypatch):
     for text, message in {
-        "name,ref\na,b\n": "no column mr",
+        "name,ref\na,b\n": "there must be one column mr",
+        "mr,ref,mr\na,b,c\n": "there must be one column mr",
         'mr\n""\n': "column mr is empty",
         'mr\n"a': "not CSV",
     }.items():
