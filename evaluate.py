@@ -23,14 +23,14 @@ from beam import NextWords, beam_search
 from e2e_data import encode_prompt, linearise
 from gpt2 import GPT2
 from harness import ranks
-from harness.comparison import add_intervals, check_outputs, compare_files, write_scores, write_segments
+from harness.comparison import add_intervals, compare_files, write_scores, write_segments
 from harness.door import Engine, prepare_process
 from harness.evaluation_flags import TABLE_HINT, parse_flags
 from harness.files import InputError, exit_on_input_error, write_atomic
 from harness.machine import describe_machine
 from harness.progress import Progress
 from harness.report import print_table, published_for
-from harness.runs import check_context, ending_of, load_run, write_json
+from harness.runs import check_context, check_outputs, ending_of, load_run, write_json
 from harness.settings import Settings
 from harness.shelves import describe, load_shelf
 from harness.tables import answer_file

@@ -72,6 +72,7 @@ def run_all(runs: list[Run], results: Path, names: list[str]) -> dict[str, str]:
             failed[run.name] = str(error)
     print(f"{len(runs)} runs: {len(runs) - len(waiting) - len(failed)} are done, {len(waiting)} to go")
     if waiting:
+        results.mkdir(parents=True, exist_ok=True)  # before training: it may not be possible
         costs = costs_of(waiting, read_runs(results))
         print(f"estimated time: {hours(sum(seconds(run, costs) for run in waiting))}", flush=True)
     began = time.monotonic()
@@ -140,8 +141,6 @@ def main(argv: list[str] | None = None) -> None:
         seeds = tuple(dict.fromkeys(given.seeds))
         everything = plan(base, PUBLISHED_RATES, str(folder), seeds)
         names = [run.name for run in everything]
-        if not given.dry_run:
-            results.mkdir(parents=True, exist_ok=True)  # now, so that a folder that cannot be made stops nothing later
         chosen = {run.name for run in (choose(everything, given.only) if given.only else everything)}
         families = {family for run in everything if run.name in chosen for family in run.cell.families}
         rates = rates_for(base, results, folder, families, given.dry_run, given.search_steps)

@@ -58,6 +58,7 @@ def search(
     """
     full = max(run.steps for run in plan(base, PUBLISHED_RATES, str(folder)) if run.settings.train_examples is None)
     steps, data = min(max_steps, full), data_label(base.get("data"))
+    results.mkdir(parents=True, exist_ok=True)  # before training: it may not be possible
     planned = plan(base | {"max_steps": steps}, PUBLISHED_RATES, str(folder))
     runs = {}
     for run in planned:

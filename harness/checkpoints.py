@@ -10,6 +10,9 @@ import torch
 
 from harness.files import InputError, explain_os_error, write_atomic
 
+# What PyTorch, zipfile and the modules raise for a file that is damaged or another run's.
+DAMAGED = (RuntimeError, KeyError, ValueError, TypeError, AttributeError, EOFError, OSError, zipfile.BadZipFile)
+
 
 class CsvLog:
     """A CSV file that grows by a line at a time. `after`: the lines of later steps are dropped, they will run again."""
@@ -64,16 +67,7 @@ def read_state(path: Path):
         yield torch.load(path, map_location="cpu", weights_only=True)
     except InputError:  # the block's own
         raise
-    except (
-        RuntimeError,
-        KeyError,
-        ValueError,
-        TypeError,
-        AttributeError,
-        EOFError,
-        OSError,
-        zipfile.BadZipFile,
-    ) as error:
+    except DAMAGED as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise InputError(f"{path} does not fit this run or is damaged ({reason}): delete it to start over") from None
     except Exception as error:  # the unpickler has an error type of its own
@@ -82,22 +76,20 @@ def read_state(path: Path):
         ) from None
 
 
-def save_checkpoint(path: Path, learned, optimizer, fingerprint: str, of_model: str, **state) -> None:
+def save_checkpoint(path: Path, learned, optimizer, made_from: dict[str, str], **state) -> None:
     """Write everything that `--resume` needs.
 
-    fingerprint  of the training examples
-    of_model     of the model before the first step
-    state        numbers: n (steps done), counts (see loop.Run), best (validation loss)
+    made_from  fingerprints: "data", of the training examples; "model", of its weights before the first step
+    state      numbers: n (steps done), counts (see loop.Run), best (validation loss)
     """
-    state |= {"learned": learned.state_dict(), "optimizer": optimizer.state_dict(), "data": fingerprint}
-    state["model"] = of_model
+    state |= {"learned": learned.state_dict(), "optimizer": optimizer.state_dict()} | made_from
     state["rng"] = torch.get_rng_state()
     if torch.cuda.is_available():
         state["cuda_rng"] = torch.cuda.get_rng_state()
     write_state(path, state)
 
 
-def load_checkpoint(path: Path, learned, optimizer, fingerprint: str, of_model: str) -> dict:
+def load_checkpoint(path: Path, learned, optimizer, made_from: dict[str, str]) -> dict:
     """Restore a checkpoint's state; returns its numbers.
 
     Raises InputError when it is damaged, does not fit, or was made with other training examples or another model.
@@ -110,11 +102,8 @@ def load_checkpoint(path: Path, learned, optimizer, fingerprint: str, of_model: 
             torch.cuda.set_rng_state(state["cuda_rng"])
         counts = {key: float(value) for key, value in state["counts"].items()}
         numbers = {"n": int(state["n"]), "best": float(state["best"]), "counts": counts}
-        for what, changed in (
-            ("training examples", state["data"] != fingerprint),
-            ("model's weights", state.get("model", of_model) != of_model),  # earlier versions did not write it
-        ):
-            if changed:
+        for key, what in (("data", "training examples"), ("model", "model's weights")):
+            if state.get(key, made_from[key]) != made_from[key]:  # earlier versions wrote no fingerprint of the model
                 raise InputError(
                     f"{path}: the {what} have changed since it was written: restore them, or choose another --out"
                 )

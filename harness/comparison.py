@@ -6,13 +6,12 @@ evaluate.py --hyp A --hyp B --ref REF             comparison.json beside B; A is
 """
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
 import metrics
 from harness.files import InputError, read_text, write_atomic
 from harness.report import print_table, published_for, scaled
-from harness.runs import to_json, write_json
+from harness.runs import check_outputs, to_json, write_json
 from metrics import read
 from metrics.bootstrap import RESAMPLES, SEED, Estimate, compare, intervals
 
@@ -136,19 +135,6 @@ def print_comparison(content: dict, baseline: str, system: str, data: read.Scora
 
 
 # ----------------------------------------------------------------------------- files
-
-
-def check_outputs(outputs: dict[str, Path | None], inputs: Sequence[Path | None]) -> None:
-    """Raise InputError if a file that a flag names would overwrite one that is read, another output, or a run's."""
-    taken = [path.resolve() for path in inputs if path is not None]
-    for flag, path in outputs.items():
-        if path is None:
-            continue
-        if path.resolve() in taken:
-            raise InputError(f"--{flag} {path} would overwrite an input file or another output: choose another file")
-        if path.name in ("settings.json", "summary.json", "log.csv", "valid.csv") and path.exists():
-            raise InputError(f"--{flag} {path} would overwrite a file of a run: choose another file")
-        taken.append(path.resolve())
 
 
 def write_scores(path: Path, scores: dict) -> None:

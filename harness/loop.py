@@ -58,7 +58,7 @@ class Run:
 
         self.model, self.prefix = start_model(s)
         self.learned = self.model if self.prefix is None else self.prefix  # a Prefix, or the Parts of a sum
-        self.of_model = shelves.fingerprint(self.model)
+        model_fingerprint = shelves.fingerprint(self.model)  # now: fine-tuning changes the weights
         if s.task is not None:
             ranks.on_rank_0(shelves.check_free, s, self.model)
         room = self.model.config.n_positions - (s.prefix_len or 0)
@@ -75,6 +75,9 @@ class Run:
         self.limits = check_context(
             self.model.config, self.tokenizer, sources, s.prefix_len, s.beam_size, s.max_new_tokens, s.skip_long
         )
+
+        data_fingerprint = hashlib.sha256(repr(self.train_set).encode()).hexdigest()
+        self.made_from = {"data": data_fingerprint, "model": model_fingerprint}  # a resumed run must find the same
 
         self.steps_per_epoch = math.ceil(len(self.train_set) / s.batch_size)
         self.steps = s.max_steps or s.epochs * self.steps_per_epoch
@@ -178,7 +181,7 @@ class Run:
         stopping = any(ranks.all_gather(self.stop.asked))
         if (self.n % s.checkpoint_every == 0 or stopping) and not last:
             state = {"n": self.n, "best": self.best, "counts": self.counts}
-            where = (self.checkpoint, self.learned, self.optimizer, self.fingerprint(), self.of_model)
+            where = (self.checkpoint, self.learned, self.optimizer, self.made_from)
             ranks.on_rank_0(lambda: save_checkpoint(*where, **state))
         if stopping and not last:
             print(f"checkpoint written at step {self.n} of {self.steps}", file=sys.stderr)
@@ -190,18 +193,13 @@ class Run:
         """Continue from a checkpoint, if there is one, and open the logs."""
         ranks.on_rank_0(remove_parts, self.folder)
         if ranks.on_rank_0(self.checkpoint.exists):
-            of_run = (self.learned, self.optimizer, self.fingerprint(), self.of_model)
-            state = load_checkpoint(self.checkpoint, *of_run)
+            state = load_checkpoint(self.checkpoint, self.learned, self.optimizer, self.made_from)
             self.n, self.best, self.counts = state["n"], state["best"], state["counts"]
             if not 0 < self.n < self.steps:
                 raise InputError(f"{self.checkpoint} is of step {self.n} of {self.steps}: delete it to start over")
             print(f"resuming at step {self.n} of {self.steps}")
         self.log = ranks.on_rank_0(CsvLog, self.folder / "log.csv", LOG_COLUMNS, self.n)
         self.valid_log = ranks.on_rank_0(CsvLog, self.folder / "valid.csv", VALID_COLUMNS, self.n)
-
-    def fingerprint(self) -> str:
-        """Changes when the training examples do."""
-        return hashlib.sha256(repr(self.train_set).encode()).hexdigest()
 
     def count(self, examples: list[Encoded], loss: float, seconds: float) -> None:
         read = sum(len(ids) for ids, _ in examples)

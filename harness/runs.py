@@ -16,6 +16,7 @@ settings.
 import dataclasses
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import tiktoken
@@ -75,11 +76,11 @@ def ending_of(folder: Path, settings: Settings, split: str) -> str:
     own = load_settings(folder)
     asked = {name: getattr(settings, name) for name in (*SEARCH, "decode_dtype")}
     other = [f"{name}_{value}" for name, value in asked.items() if value != getattr(own, name)]
-    if not is_adapter(folder):  # PEFT's folder names no data, and perhaps no model
-        for name, default in (("data", "e2e"), ("model", ""), ("weights", "own")):
-            if (value := getattr(settings, name)) != getattr(own, name):
-                label = re.sub(r"[^\w.]+", "_", value or default).strip("_")
-                other.append(f"{name}_{label[-80:]}")
+    for name, default in (("data", "e2e"), ("model", ""), ("weights", "own")):
+        value, before = getattr(settings, name), getattr(own, name)
+        if value != before and (before or not is_adapter(folder)):  # PEFT's folder names no data, perhaps no model
+            label = re.sub(r"[^\w.]+", "_", value or default).strip("_")
+            other.append(f"{name}_{label[-80:]}")
     return "-".join(["", *([] if split == "test" else [split]), *other])
 
 
@@ -130,6 +131,10 @@ def save_learned(model: GPT2, prefix: Prefix | Parts | None, path: Path, mode: s
 
 # ----------------------------------------------------------------------------- the folder
 
+# What the commands that answer and score must not overwrite. (Scores may be written again, if they are the same.)
+OWN_FILES = ("settings.json", "log.csv", "valid.csv", "checkpoint.pt", "prefix.safetensors", "model.safetensors",
+             "parts.safetensors", "summary.json", "outputs.txt", "evaluation.json")  # fmt: skip
+
 # What may change when a run is resumed: it does not change what is learned, and is not needed later.
 FREE = ("out", "device", "log_every", "checkpoint_every", "task", "shelf")
 
@@ -171,6 +176,22 @@ def load_settings(folder: Path) -> Settings:
         return settings
     except (TypeError, ValueError, RecursionError) as error:
         raise InputError(f"{path} is not a run's settings ({error}): restore it as train.py wrote it") from None
+
+
+def check_outputs(outputs: dict[str, Path | None], inputs: Iterable[Path | None]) -> None:
+    """Raise InputError if a file that a flag names would overwrite one that is read, another output, or a run's own.
+
+    outputs   flag -> its path
+    """
+    taken = [path.resolve() for path in inputs if path is not None]
+    for flag, path in outputs.items():
+        if path is None:
+            continue
+        if path.resolve() in taken:
+            raise InputError(f"--{flag} {path} would overwrite an input file or another output: choose another file")
+        if path.name in OWN_FILES and (path.parent / "settings.json").exists():
+            raise InputError(f"--{flag} {path} would overwrite a file of a run: choose another file")
+        taken.append(path.resolve())
 
 
 def to_json(content: dict) -> str:

@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 from harness.files import InputError, is_terminal, read_text, write_atomic
 from harness.progress import Progress
+from harness.runs import check_outputs
 
 
 class Request(NamedTuple):
@@ -41,14 +42,11 @@ def answer_file(
     A file at `out` is written when all are answered; standard output gets each batch at once. Raises InputError, with
     the line, for a request that cannot be answered.
     """
-    if "-" not in (tables, out) and Path(tables).resolve() == Path(out).resolve():
-        raise InputError(f"--out {out} would overwrite the requests: choose another file")
+    check_outputs({"out": None if out == "-" else Path(out)}, inputs=[None if tables == "-" else Path(tables)])
     if out != "-" and Path(out).is_dir():
         raise InputError(f"--out {out} is a folder: name a file")
     if (tables == "-" and sys.stdin is None) or (out == "-" and sys.stdout is None):
         raise InputError("- is a standard stream, but it is closed: name a file")
-    if out != "-" and (Path(out).parent / "settings.json").exists() and Path(out).exists():
-        raise InputError(f"--out {out} would overwrite a file of a run: choose another file")
     requests = prepared(read_requests(tables), prepare)
     total = None
     if tables != "-":

@@ -44,7 +44,7 @@ def score(
 
     hypotheses: N texts, raw or tokenised, any Unicode, possibly empty.
     references: N lists of one or more texts; the lists may differ in length.
-    names: the scores to compute, from ALL_KEYS.
+    names: the scores to compute, from ALL_KEYS, or the name of one.
 
     Returns corpus scores on the reference scorer's scale, those of `names`:
         BLEU, METEOR, ROUGE_L   0..1
@@ -58,7 +58,8 @@ def score(
     BLEU and NIST of the segment scored as a corpus of one, sentBLEU the smoothed BLEU, and for METEOR, ROUGE_L,
     CIDEr and TER the segment's own score.
 
-    Raises ValueError for no hypotheses, lists of different lengths, a segment without references, or an unknown name.
+    Raises ValueError for no hypotheses, lists of different lengths, a segment without references, what is not a list of
+    strings, or an unknown name.
     """
     check(hypotheses, references)
     names = (names,) if isinstance(names, str) else names

@@ -510,6 +510,16 @@ def test_a_search_of_no_step_is_refused(program, world, tmp_path, capsys):
     assert stopped.value.code == 2 and "--search_steps 0: must be at least 1" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("program", [search, reproduce])
+def test_a_results_folder_that_cannot_be_made_is_found_before_training(program, world, tmp_path, capsys, monkeypatch):
+    for module in (search, reproduce):
+        monkeypatch.setattr(module, "train", lambda *_, **__: pytest.fail("it was trained first"))
+    (tmp_path / "taken").write_text("a file")
+    with pytest.raises(SystemExit) as stopped:
+        program.main(arguments(world, tmp_path, "--out", str(tmp_path / "taken")))
+    assert stopped.value.code == 2 and f"at {tmp_path / 'taken'}: check the path" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("rate", [1e-9, 1e-5, 0.3, 9.0])
 def test_the_first_rate_of_a_search_has_neighbours(rate):
     assert 0 < search.nearest(rate) < len(search.LADDER) - 1

@@ -543,6 +543,9 @@ def test_smollm2s_findings_state_what_few_data_give():
     assert list(table_under("Few data", SMOLLM2).items()) == [
         ("", ["BLEU", "NIST", "METEOR", "CIDEr", "values said"]), *rows.items()
     ]  # fmt: skip
+    assert {row["prefix_len"] for row in few.rows} == {"6"} and "P is 6, the tokens of these words" in SMOLLM2
+    assert (few.first["lr"], many.first["lr"]) == ("0.0003", "0.001") and "learning rate 3e-4, not 1e-3" in SMOLLM2
+    assert few.mean("BLEU") < many.mean("BLEU")
     assert few.mean("values_said") > many.mean("values_said") and few.mean("valid_loss") > many.mean("valid_loss")
     losses = [f"{cell.mean('valid_loss'):.2f}" for cell in (few, many)]
     assert "has the higher validation loss ({} against {} nats)".format(*losses) in " ".join(SMOLLM2.split())
@@ -558,6 +561,11 @@ def test_what_the_front_page_says_of_smollm2s_cost_is_recorded():
     said = README.replace("\n", " ")
     minutes = [float(row[name]) / 60 for name in ("training_seconds", "decoding_seconds")]
     assert "{:.0f} minutes of training and {:.0f} of decoding on one core".format(*minutes) in said
+    found = read_runs(ROOT / "results" / "smollm2")
+    rates = {float(found[f"{cell}-seed101"]["lr"]) for cell in ("prefix5", "finetune")}
+    assert rates == {*RATES["smollm2"][:2]} and "at this model's default learning rates" in said
+    assert f"LoRA at {float(found['lora4-seed101']['lr']):g} with the settings of `lora4`" in said
+    assert f"equal storage (P = 20, {100 * float(found['prefix20-seed101']['BLEU']):.1f} BLEU)" in said
     hours = 21_035 * float(row["training_seconds"]) / int(row["steps"]) / 3600
     assert "With a prefix, five epochs take half a day" in said and 10 < hours < 14
     measured = json.loads((ROOT / "results" / "no-amx" / "training-smollm2.json").read_text(encoding="utf-8"))

@@ -262,7 +262,7 @@ def test_damaged_tables_are_refused(shelf, tmp_path, capsys, monkeypatch):
     with pytest.raises(InputError, match="standard input, line 2: not UTF-8"):
         list(read_requests("-"))
     words = ["--shelf", shelf, "--tables", tmp_path / "in.csv", "--out", tmp_path / "in.csv"]
-    assert "would overwrite the requests" in refused(capsys, evaluate.main, *words)
+    assert "would overwrite an input file" in refused(capsys, evaluate.main, *words)
 
 
 def test_what_is_no_shelf_is_refused(shelf, tmp_path, capsys):

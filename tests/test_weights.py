@@ -164,6 +164,7 @@ def entry(dtype="F32", shape=(2,), offsets=(0, 8)) -> dict:
         (entry(shape=(0, 2**70), offsets=(0, 0)), "impossible shape"),
         (entry(shape=(10**400,)), "impossible shape"),
         (entry(shape="ab"), ""),
+        (entry(shape=(2.0,)), "invalid"),  # PyTorch's message has several lines
         ({**entry(), "b": entry()["a"]}, "b is not where"),  # overlapping tensors
     ],
 )
@@ -173,6 +174,12 @@ def test_a_malformed_header_is_refused(tmp_path, header, said):
         match=rf"x\.safetensors is not a complete safetensors file \(.*{said}.*\): restore it, or fetch it again",
     ):
         read_safetensors(put(tmp_path / "x.safetensors", header, bytes(8)))
+
+
+def test_an_error_about_a_file_is_one_line(tmp_path):
+    with pytest.raises(InputError) as error:
+        read_safetensors(put(tmp_path / "x.safetensors", entry(shape=(2.0,)), bytes(8)))
+    assert "\n" not in str(error.value)
 
 
 def test_a_truncated_file_is_refused(folder):
