@@ -12,10 +12,10 @@ K best of all, and dropped otherwise; at the longest length allowed the K best o
                                              "output"  text + end token, today's libraries
                                              "none"    1, the poster
 
-The search for a prompt stops when K hypotheses have ended and the best running one, at its present length, does not
-score above the worst of them. (This is a heuristic, early_stopping=False in transformers: with a score divided by
-length, a longer text could still win. The paper's code compares the best of all continuations instead, those that have
-just ended included.)
+The search for a prompt stops when K hypotheses have ended and the best running one, scored as if its newest token were
+the end token, is not above the worst of them. (This is a heuristic, early_stopping=False in transformers: with a score
+divided by length, a longer text could still win. The paper's code compares the best of all continuations instead, those
+that have just ended included.)
 
 Prompts of different lengths are padded on the right. Causality hides the padding from the prompt's own tokens, a mask
 hides it from the later ones. Left out: sampling, and any hypothesis but the best.
@@ -97,8 +97,8 @@ class Search:
     def length(self, n: int, norm: str, with_end: bool = True) -> int:
         """The divisor of a sum of n log-probabilities.
 
-        "total" leaves out the end token, as the paper's code does; "output" counts it, as today's libraries do. A
-        running hypothesis is measured as if it ended now, as both do.
+        "total" leaves out the end token, as the paper's code does; "output" counts it, as today's libraries do. For a
+        running hypothesis both of them take the length that it would have if its newest token were the end token.
         """
         if norm == "total":
             return self.prompt_len + (n - 1 if with_end else n)

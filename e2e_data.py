@@ -6,10 +6,10 @@ The paper's files hold one example a line, `source||target`:
 
     name : Blue Spice | Type : pub | area : riverside||Blue Spice is a pub in the riverside area .
 
-The official release is CSV, `mr,ref`, with tables like `name[Blue Spice], eatType[pub], area[riverside]`; this one is
-converted to the source string above. Its sentences are kept as they are. They are not tokenised ("family-friendly."
-where the paper's files have "family - friendly ."), which moves BLEU by points, so scores on the two kinds of
-references are not comparable.
+The official release is CSV, `mr,ref`, with tables like `name[Blue Spice], eatType[pub], area[riverside]`, which are
+converted to the source string above. Its sentences are kept as they are, which is not tokenised ("family-friendly."
+where the paper's files have "family - friendly ."). This moves BLEU by points, so scores on the two kinds of references
+are not comparable.
 
 The model reads (section 5.3 and the paper's code; <|endoftext|> is the separator and the end token):
 
@@ -95,7 +95,7 @@ def find_split(folder: Path, split: str) -> Path:
     for name in SPLIT_FILES[split]:
         if (folder / name).exists():
             return folder / name
-    raise InputError(f"{folder} has no {split} data: none of {', '.join(SPLIT_FILES[split])} is there")
+    raise InputError(f"{folder} has no {split} data: put one of {', '.join(SPLIT_FILES[split])} there")
 
 
 def read_examples(path: Path) -> list[Example]:
@@ -238,8 +238,9 @@ def encode(
         if len(ids) > room:
             where = getattr(example, "where", f"example {number}")
             raise InputError(
-                f"{where}: it has {len(ids)} tokens, but only {room} fit into the model's context after the prefix:"
-                f" {shorten(example.source)}; shorten it, or choose a smaller --prefix_len"
+                f"{where}: it has {len(ids)} tokens, but only {room} fit into the model's context:"
+                f" {shorten(example.source)}; shorten it, lower --prefix_len if there is a prefix, or leave out what is"
+                " too long with --skip_long"
             )
         encoded.append(Encoded(ids, len(prompt) - score_separator))
     if examples and not encoded:

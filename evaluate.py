@@ -92,7 +92,7 @@ def decode(
 
 
 def decode_with(engine: Engine, model: GPT2, tokenizer: tiktoken.Encoding, sources: list[str], **options) -> list[str]:
-    """`decode` on the engine's path, in its number format. Afterwards the model can only decode."""
+    """`decode` as the engine says: plain or fast, fp32 or bf16 (harness/door.py). The model can only decode then."""
     search = engine.in_precision(decode)
     next_words = engine.choose(NextWords, model)
     return search(engine.ready_to_decode(model), tokenizer, sources, next_words=next_words, **options)
@@ -145,24 +145,26 @@ def evaluate_run(folder: str | Path, batch_size: int = 64, split: str = "test", 
 
 
 class Writer:
-    """Answers requests with a run's model, or with GPT-2 and a shelf of tasks.
-
-    Raises InputError, when it is called, for a request that the model cannot read.
-    """
+    """Answers requests with a run's model, or with GPT-2 and a shelf of tasks: `writer([writer.prepare(request)])`."""
 
     def __init__(self, settings: Settings, model: GPT2, shelf: Shelf | None = None):
         self.settings, self.model, self.shelf = settings, model, shelf
         self.tokenizer = load_tokenizer(settings.model, settings.weights)
 
     def prepare(self, request: str) -> str:
-        """The request as the model reads it, checked: `name[Blue Spice], area[riverside]` is linearised."""
+        """The request as the model reads it: `name[Blue Spice], area[riverside]` is linearised.
+
+        Raises InputError for a request that the model cannot read.
+        """
         task, source = (None, request) if self.shelf is None else split_request(request)
         if not source.strip():
             raise InputError(f"the table is empty: {TABLE_HINT}")
-        try:
-            source = linearise(source) if "[" in source else source
-        except ValueError as error:  # not E2E's notation; a table as the model reads it may have a bracket too
-            if self.shelf is None and not self.settings.reverse and " : " not in source:
+        is_text = self.settings.reverse if self.shelf is None else task is None or task in self.shelf.reverse
+        before, bracket, _ = source.partition("[")
+        if bracket and " : " not in before and not is_text:  # not a table as the model reads it, nor a sentence
+            try:
+                source = linearise(source)
+            except ValueError as error:
                 raise InputError(f"the table: {error}") from None
         self.limit(source, task)
         return source if task is None else f"<|{task}|> {source}"
@@ -180,7 +182,8 @@ class Writer:
         """The texts for requests that are prepared."""
         tasks = [(None, request) if self.shelf is None else split_request(request) for request in requests]
         options = self.settings.search | {"max_new_tokens": [self.limit(source, task) for task, source in tasks]}
-        return decode_with(self.settings.engine, self.model, self.tokenizer, requests, shelf=self.shelf, **options)
+        options |= {"shelf": self.shelf, "batch_size": max(1, len(requests))}
+        return decode_with(self.settings.engine, self.model, self.tokenizer, requests, **options)
 
 
 def writer_of(run: str | None = None, shelf: str | None = None, **changes) -> Writer:
@@ -207,9 +210,10 @@ def score_files(
 ) -> dict:
     """Score outputs against references, in any of the formats of metrics/read.py.
 
-    Writes the scores to `scores` (default: scores.json beside the outputs) unless that file holds others, and, if
-    asked, a table with a line for each output to `segments`.
+    segments    a file to write: a table with a line for each output
+    scores      the file for the scores (default: scores.json in the folder of the outputs)
     bootstrap   resamples for confidence intervals (metrics/bootstrap.py); None: no intervals
+    Raises InputError for files that do not fit together, and if `scores` holds other scores.
     """
     scores = scores or hyp.parent / "scores.json"
     check_outputs({"segments": segments, "scores": scores}, inputs=(hyp, ref, src))

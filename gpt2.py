@@ -59,7 +59,8 @@ class GPT2Config:
 
     @property
     def projections(self) -> dict[str, tuple[int, int, tuple[str, ...]]]:
-        """A layer's projections: path -> n_in, n_out, and the matrices that lie side by side in its columns."""
+        """A layer's projections: path -> n_in, n_out, and the matrices that lie side by side in its columns (which
+        lora.py adapts one by one)."""
         C = self.n_embd
         return {
             "attn.c_attn": (C, 3 * C, ("q", "k", "v")),
@@ -90,7 +91,7 @@ class KVCache:
     """The keys and values of the tokens read so far, so that the next token need not read them again."""
 
     layers: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # k and v of each layer, each [B, H, length, D]
-    rows: Tensor | None = None  # [B, ..], what a hook remembers of each row (tasks.py); reordered with the rows
+    rows: Tensor | None = None  # [B, ..], which of the first entries each row may see (tasks.py); None: all
 
     @property
     def length(self) -> int:
@@ -260,8 +261,8 @@ class GPT2(nn.Module):
         return self.ln_f(x)
 
     def logits(self, x: Tensor) -> Tensor:
-        """LayerNorm(x_L) wte^T: [B, T, C] -> [B, T, V]. In full precision also under autocast: GPT-2's logits lie far
-        below zero, where bf16 has steps of 0.25 and close candidates would tie."""
+        """LayerNorm(x_L) wte^T: [B, T, C] -> [B, T, V]. In fp32 also where the program multiplies in bf16 (autocast):
+        GPT-2's logits lie far below zero, where bf16 has steps of 0.25 and close candidates would tie."""
         with torch.autocast(x.device.type, enabled=False):
             return x.to(self.wte.weight.dtype) @ self.wte.weight.t()
 

@@ -1,7 +1,7 @@
 """Llama (Touvron et al. 2023, "LLaMA: Open and Efficient Foundation Language Models"; SmolLM2 is one).
 
-The second model. The weights of a pretrained one, SmolLM2, can be installed as a Python package. It reads token ids
-t_1 .. t_T as gpt2.py does and differs in the norm, the MLP, grouped attention and the positions, and has no biases:
+The second model. (The weights of a pretrained one, SmolLM2, can be installed as a Python package.) A Llama reads token
+ids t_1 .. t_T as a GPT-2 does. It differs in the norm, the MLP, grouped attention and the positions, and has no biases:
 
     x_0     = embed_tokens[t]
     x'_l    = x_(l-1) + Attention(RMSNorm(x_(l-1)))          for the layers l = 1 .. L

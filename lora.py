@@ -40,7 +40,7 @@ from torch import Tensor, nn
 from gpt2 import GPT2, GPT2Config
 from harness.files import InputError
 from harness.hooks import Hooks
-from harness.safetensors import read_safetensors, write_safetensors
+from harness.safetensors import check_finite, read_safetensors, write_safetensors
 
 
 def matrices_of(config: GPT2Config) -> tuple[str, ...]:
@@ -83,6 +83,7 @@ class OutputHooks(Hooks):
     def load(cls, path: Path, config: GPT2Config):
         """What `save` wrote. Raises InputError when the file is something else or was made for another model."""
         tensors, about = read_safetensors(path)
+        check_finite(tensors, path)
         if about.get("mode") != cls.mode:
             raise InputError(f"{path} holds no {cls.mode} (its mode is {about.get('mode')!r}): name another file")
         return cls.of_tensors(config, tensors, about, path)

@@ -293,12 +293,19 @@ def prefix_of_tensors(
 ) -> Prefix:
     """The prefix of a file's tensors and metadata. Raises InputError as `load_prefix` does."""
     if mode not in MODES or list(tensors) != [mode]:
-        raise InputError(f"{path} does not hold a prefix (its mode is {mode!r}): expected one of {', '.join(MODES)}")
+        raise InputError(
+            f"{path} does not hold a prefix (its mode is {mode!r}): name the file of a run with --mode"
+            f" {', '.join(MODES)}"
+        )
     values = tensors[mode]  # [P, row_size]
-    fits = metadata.get("made_for") == config.shape and values.dim() == 2
-    if not fits or values.size(1) != MODES[mode].row_size(config):
+    if metadata.get("made_for") != config.shape:
         raise InputError(
             f"{path} was made for {metadata.get('made_for')}, but this model has {config.shape}:"
             " use the model it was trained with"
+        )
+    if values.dim() != 2 or values.size(1) != MODES[mode].row_size(config):
+        raise InputError(
+            f"{path}: its {mode} has the shape {list(values.shape)}, which does not fit {config.shape}:"
+            " restore the file, or train again"
         )
     return MODES[mode].of_rows(config, values.float().clone())

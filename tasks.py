@@ -52,6 +52,7 @@ class Shelf(PrefixHooks):
     def __init__(self, config: GPT2Config, tasks: dict[str, Prefix] | None = None):
         super().__init__(config)
         self.names: list[str] = []
+        self.reverse: set[str] = set()  # the tasks that read a sentence and write its table
         self.prefixes = nn.ModuleList()
         self.place: Tensor | None = None  # [B], where in `current` each row's prefix is
         for name, prefix in (tasks or {}).items():

@@ -98,7 +98,7 @@ def update(
     norm = clip(optimizer, max_norm or math.inf).item()
     for group in optimizer.param_groups:
         group["lr"] = lr * group.get("relative", 1.0)
-    if math.isfinite(norm):  # otherwise the run ends here, and its weights are kept
+    if math.isfinite(norm):  # otherwise Run.after_step ends the run, and its last checkpoint stays
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return float(total), norm

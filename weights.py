@@ -63,7 +63,7 @@ def load_model(name: str, weights: str | None = None, dropout: float = 0.0) -> G
 
 
 def load_gpt2(name: str, weights: str | None = None, dropout: float = 0.0) -> GPT2:
-    """`load_model` where only a GPT-2 will do. Raises InputError for another model too."""
+    """`load_model` for GPT-2 only: raises InputError for a Llama."""
     if not isinstance(load_config(name), GPT2Config):
         raise InputError(f"{name} is a Llama, but a GPT-2 is needed here: use {', '.join(CONFIGS)} or mini")
     return load_model(name, weights, dropout)
@@ -101,7 +101,7 @@ def load_config(name: str) -> GPT2Config | LlamaConfig:
             return llama_files.config_of_hub(stated, folder)
         for key, ours in FIXED.items():
             if stated.get(key, ours) != ours:
-                raise ValueError(f"its {key} is {stated[key]!r}, not {ours!r}")
+                raise InputError(f"{path}: its {key} is {stated[key]!r}, not {ours!r}, as GPT-2's: use another model")
         n_positions = stated["n_positions"] if "n_positions" in stated else stated["n_ctx"]
         vocab_size = stated["vocab_size"] if "vocab_size" in stated else stated["n_vocab"]
         numbers = (stated["n_layer"], stated["n_head"], stated["n_embd"], n_positions, vocab_size)
@@ -151,7 +151,8 @@ def find_checkpoint(path: Path) -> Path:
             return gguf
         if len(files) == 0:
             raise InputError(
-                f"{path} holds no checkpoint: neither model.safetensors nor TensorFlow's model.ckpt.index is there"
+                f"{path} holds no checkpoint: put model.safetensors, TensorFlow's model.ckpt.index or a Llama's .gguf"
+                " file there, or name one with --weights"
             )
         if len(files) > 1 and files[0].name != "model.safetensors":
             raise InputError(f"{path} holds several checkpoints: name one of {', '.join(file.name for file in files)}")

@@ -1,4 +1,4 @@
-"""Logs and checkpoints: a killed run resumes to the same bits."""
+"""Logs and checkpoints: on a CPU a killed run resumes to the same bits."""
 
 import csv
 import os
@@ -15,7 +15,7 @@ DAMAGED = (RuntimeError, KeyError, ValueError, TypeError, AttributeError, EOFErr
 
 
 class CsvLog:
-    """A CSV file that grows by a line at a time. `after`: the lines of later steps are dropped, they will run again."""
+    """A CSV file that grows one line at a time. Lines of steps after `after` are dropped, since those run again."""
 
     def __init__(self, path: Path, columns: tuple[str, ...], after: int):
         rows = []
@@ -79,7 +79,7 @@ def read_state(path: Path):
 def save_checkpoint(path: Path, learned, optimizer, made_from: dict[str, str], **state) -> None:
     """Write everything that `--resume` needs.
 
-    made_from  fingerprints: "data", of the training examples; "model", of its weights before the first step
+    made_from  fingerprints: "data" and "validation", of their examples; "model", of its weights before the first step
     state      numbers: n (steps done), counts (see loop.Run), best (validation loss)
     """
     state |= {"learned": learned.state_dict(), "optimizer": optimizer.state_dict()} | made_from
@@ -92,7 +92,7 @@ def save_checkpoint(path: Path, learned, optimizer, made_from: dict[str, str], *
 def load_checkpoint(path: Path, learned, optimizer, made_from: dict[str, str]) -> dict:
     """Restore a checkpoint's state; returns its numbers.
 
-    Raises InputError when it is damaged, does not fit, or was made with other training examples or another model.
+    Raises InputError when it is damaged, does not fit, or was made with other examples or another model.
     """
     with read_state(path) as state:
         learned.load_state_dict(state["learned"])
@@ -102,8 +102,9 @@ def load_checkpoint(path: Path, learned, optimizer, made_from: dict[str, str]) -
             torch.cuda.set_rng_state(state["cuda_rng"])
         counts = {key: float(value) for key, value in state["counts"].items()}
         numbers = {"n": int(state["n"]), "best": float(state["best"]), "counts": counts}
-        for key, what in (("data", "training examples"), ("model", "model's weights")):
-            if state.get(key, made_from[key]) != made_from[key]:  # earlier versions wrote no fingerprint of the model
+        names = {"data": "training examples", "validation": "validation examples", "model": "model's weights"}
+        for key, what in names.items():
+            if state.get(key, made_from[key]) != made_from[key]:  # earlier versions wrote only that of the data
                 raise InputError(
                     f"{path}: the {what} have changed since it was written: restore them, or choose another --out"
                 )

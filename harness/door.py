@@ -62,7 +62,7 @@ class Engine:
     def to_device_and_freeze(self, model: GPT2, prefix=None) -> GPT2:
         """Move GPT-2 to the device; with a prefix (or Parts), freeze it and attach the prefix. Returns the model.
 
-        On the fast path in bf16 the frozen weights are rounded in place.
+        On the fast path in bf16 the frozen projections are rounded in place; embeddings and norms stay fp32.
         """
         model.to(self.device)
         if prefix is not None:

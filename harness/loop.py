@@ -23,7 +23,15 @@ from harness.checkpoints import CsvLog, load_checkpoint, save_checkpoint
 from harness.files import InputError, lock_folder, remove_parts
 from harness.machine import describe_machine
 from harness.parts import ADAPTERS, Parts
-from harness.runs import check_context, open_folder, save_learned, start_model, trained_file, write_json
+from harness.runs import (
+    check_context,
+    fingerprint,
+    open_folder,
+    save_learned,
+    start_model,
+    trained_file,
+    write_json,
+)
 from harness.settings import Settings
 from harness.signals import StopSignal
 from harness.tokenizers import load_tokenizer
@@ -58,7 +66,7 @@ class Run:
 
         self.model, self.prefix = start_model(s)
         self.learned = self.model if self.prefix is None else self.prefix  # a Prefix, or the Parts of a sum
-        model_fingerprint = shelves.fingerprint(self.model)  # now: fine-tuning changes the weights
+        model_fingerprint = fingerprint(self.model)  # now: fine-tuning changes the weights
         if s.task is not None:
             ranks.on_rank_0(shelves.check_free, s, self.model)
         room = self.model.config.n_positions - (s.prefix_len or 0)
@@ -76,8 +84,9 @@ class Run:
             self.model.config, self.tokenizer, sources, s.prefix_len, s.beam_size, s.max_new_tokens, s.skip_long
         )
 
-        data_fingerprint = hashlib.sha256(repr(self.train_set).encode()).hexdigest()
-        self.made_from = {"data": data_fingerprint, "model": model_fingerprint}  # a resumed run must find the same
+        # A resumed run must find the same. With --keep best the validation set decides what is kept.
+        data, validation = (hashlib.sha256(repr(x).encode()).hexdigest() for x in (self.train_set, self.valid_set))
+        self.made_from = {"data": data, "validation": validation, "model": model_fingerprint}
 
         self.steps_per_epoch = math.ceil(len(self.train_set) / s.batch_size)
         self.steps = s.max_steps or s.epochs * self.steps_per_epoch
@@ -149,7 +158,7 @@ class Run:
                 raise KeyboardInterrupt
 
     def steps_left(self) -> Iterator[int]:
-        """The steps from the last checkpoint to the end, 0 is the first. `after_step` counts them."""
+        """The numbers of the steps still to run, counted from 0. `after_step` counts those that are done."""
         while self.n < self.steps:
             self.step_began = time.monotonic()
             ranks.seed_noise(self.settings.seed, self.n)

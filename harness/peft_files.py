@@ -18,7 +18,7 @@ GPT-2's c_attn, which is q, k and v:
     to here     q, k and v each get the part of the pair that they use; a pair of smaller rank is filled up with zeros,
                 and where scales differ B takes the ratio
 
-Left out: an infix and an adapter, which PEFT has not; of PEFT all other kinds, and LoRA's variants that compute
+Left out: an infix and an adapter, which PEFT lacks; of PEFT all other kinds, and LoRA's variants that compute
 something else (DoRA) or change the base model (PiSSA, LoftQ).
 
 Shapes: as in prefix.py and lora.py.
@@ -234,19 +234,35 @@ def check_layers(folder: Path, stated: dict, pairs: dict, config: GPT2Config) ->
 
 
 def scale_of(stated: dict, place: str, rank: int, folder: Path) -> float:
-    """By what a place's change is multiplied. An alpha_pattern's keys are regular expressions for the place's end."""
-    alpha = stated.get("lora_alpha")
+    """By what a place's change is multiplied: lora_alpha / r.
+
+    rank  of the place's tensors. Raises InputError if the configuration states another, or no usable alpha
+    """
+    stated_rank = for_place(stated, "r", "rank_pattern", place, folder)
+    if stated_rank != rank:
+        raise InputError(
+            f"{folder}: {TENSORS} has a LoRA of rank {rank} at {place}, but {CONFIG} says {stated_rank!r}: the two"
+            " files do not belong together, fetch both again"
+        )
+    alpha = for_place(stated, "lora_alpha", "alpha_pattern", place, folder)
     try:
-        for pattern, value in (stated.get("alpha_pattern") or {}).items():
-            if re.fullmatch(rf"(.*\.)?({pattern})", place):
-                alpha = value
-                break
         scale = alpha / (math.sqrt(rank) if stated.get("use_rslora") else rank)
         if not 0 < scale < math.inf:
             raise ValueError
         return scale
-    except (TypeError, ValueError, AttributeError, ZeroDivisionError, re.error):
+    except (TypeError, ValueError, ZeroDivisionError):
         raise InputError(f"{folder / CONFIG}: its lora_alpha is {alpha!r} for {place}: fetch it again") from None
+
+
+def for_place(stated: dict, key: str, patterns: str, place: str, folder: Path) -> object:
+    """A number of the configuration: of the first pattern that matches the place's end, else the general one."""
+    try:
+        for pattern, value in (stated.get(patterns) or {}).items():
+            if re.fullmatch(rf"(.*\.)?({pattern})", place):
+                return value
+    except (AttributeError, re.error):
+        raise InputError(f"{folder / CONFIG}: its {patterns} is {stated[patterns]!r}: fetch it again") from None
+    return stated.get(key)
 
 
 def layers_of(config: GPT2Config) -> tuple[str, str]:
@@ -261,7 +277,7 @@ def write_adapter(folder: Path, part: nn.Module, base: str) -> None:
     """Write a Prefix, an Embedding or a LoRA as a folder that `peft.PeftModel.from_pretrained(model, folder)` loads.
 
     base   the base model's name or path; for information
-    Raises InputError for a part that PEFT has not.
+    Raises InputError for a part that PEFT lacks.
     """
     kinds = {kind: peft_type for peft_type, kind in KINDS.items()}
     check_has_counterpart(part.mode)
@@ -274,9 +290,12 @@ def write_adapter(folder: Path, part: nn.Module, base: str) -> None:
 
 
 def check_has_counterpart(mode: str) -> None:
-    """Raise InputError for a part that PEFT has not."""
+    """Raise InputError for a part that PEFT lacks."""
     if mode not in KINDS.values():
-        raise InputError(f"PEFT has nothing that computes what an {mode} does: export {', '.join(KINDS.values())}")
+        raise InputError(
+            f"PEFT has no counterpart of an {mode}, so it cannot be exported: train a run with one of"
+            f" {', '.join(KINDS.values())}"
+        )
 
 
 def prefix_to_peft(prefix: nn.Module) -> tuple[dict, dict[str, Tensor]]:

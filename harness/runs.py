@@ -14,6 +14,7 @@ settings.
 """
 
 import dataclasses
+import hashlib
 import json
 import re
 from collections.abc import Iterable
@@ -28,7 +29,7 @@ from gpt2 import GPT2, GPT2Config
 from harness.files import InputError, read_text, write_atomic
 from harness.parts import Parts, load_parts
 from harness.peft_files import is_adapter, settings_of
-from harness.safetensors import write_safetensors
+from harness.safetensors import read_safetensors, write_safetensors
 from harness.settings import SEARCH, Settings, init_tokens
 from lora import LoRA
 from prefix import MODES, Prefix, load_prefix
@@ -62,7 +63,7 @@ def start_part(name: str, s: Settings, model: GPT2) -> Prefix | LoRA | Adapter:
 
 
 def trained_file(folder: Path, finetunes: bool, adapts: bool = False) -> Path:
-    """The file of what a run learned: of PEFT's, the folder."""
+    """The file that holds what a run learned; for a PEFT adapter, its folder."""
     if is_adapter(folder):
         return Path(folder)
     return Path(folder) / f"{'model' if finetunes else 'parts' if adapts else 'prefix'}.safetensors"
@@ -96,7 +97,9 @@ def load_run(folder: str | Path, **changes) -> tuple[Settings, GPT2]:
     here["dtype"] = changes.get("decode_dtype", own.decode_dtype)
     settings = dataclasses.replace(own, **here | changes)
     if not settings.model:
-        raise InputError(f"{folder} does not say which model it is for, or one that is not known here: name --model")
+        raise InputError(
+            f"{folder} does not say which model it is for, or names one that is not known here: name it with --model"
+        )
     settings = settings.resolve()
     path = trained_file(folder, settings.finetunes, settings.adapts)
     if not path.exists() or not (path == folder or (folder / "summary.json").exists()):
@@ -107,6 +110,8 @@ def load_run(folder: str | Path, **changes) -> tuple[Settings, GPT2]:
         model = load_model(settings.model, str(path)).requires_grad_(False)
         return settings, settings.engine.to_device_and_freeze(model).eval()
     model = load_model(settings.model, settings.weights)
+    if path != folder and not changes.keys() & {"model", "weights"}:
+        check_frozen(path, model, settings.model)
     if settings.adapts:
         parts = load_parts(path, model.config, settings.mode).requires_grad_(False)
         parts.merge(model)  # before its weights are rounded
@@ -126,7 +131,28 @@ def save_learned(model: GPT2, prefix: Prefix | Parts | None, path: Path, mode: s
     if prefix is None:
         write_safetensors(path, model.state_dict(), about)
     else:
-        prefix.drop_mlp().save(path, about)
+        prefix.drop_mlp().save(path, about | {"fingerprint": fingerprint(model)})
+
+
+def fingerprint(model: GPT2) -> str:
+    """Changes with GPT-2's weights: of its embeddings and LayerNorms, which no number format rounds."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        if any(part in name for part in ("wte", "wpe", "ln_", "embed", "norm")):
+            digest.update(tensor.detach().float().cpu().contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def check_frozen(path: Path, model: GPT2, name: str) -> None:
+    """Raise InputError if what this file holds was learned on other weights of the same shape."""
+    about = read_safetensors(path)[1]
+    if about.get("made_for") != model.config.shape or "fingerprint" not in about:
+        return  # loading complains about a shape; earlier versions wrote no fingerprint
+    if about["fingerprint"] != fingerprint(model):
+        raise InputError(
+            f"{path} was learned on other weights than {name} has now: restore them, or name those that are meant"
+            " with --model or --weights"
+        )
 
 
 # ----------------------------------------------------------------------------- the folder
@@ -223,11 +249,11 @@ def check_context(
     need, source = max((length + max(1, limit), source) for length, limit, source in zip(lengths, limits, sources))
     if need > config.n_positions:
         longest = len(encode_prompt(tokenizer, source))
-        max_new_tokens = 1 if cut else max_new_tokens
+        text = "1 token" if cut or max_new_tokens == 1 else f"{max_new_tokens} tokens"
+        prefix = f", a prefix of {prefix_len}" if prefix_len else ""
         raise InputError(
-            f"the table {shorten(source)}, {longest} tokens, {max_new_tokens} new ones and the prefix need {need}"
-            f" positions, but the model has {config.n_positions}: lower --max_new_tokens or --prefix_len, or"
-            " shorten the table"
+            f"the table {shorten(source)}, {longest} tokens, a text of {text}{prefix} need {need} positions, but the"
+            f" model has {config.n_positions}: lower --max_new_tokens, or shorten the table or the prefix"
         )
     if 2 * beam_size > config.vocab_size - 2:  # two candidates a beam; two newline tokens are banned
         raise InputError(f"--beam_size {beam_size} is too large for {config.vocab_size} tokens: lower it")

@@ -3,7 +3,6 @@
 shelves/mine/e2e.safetensors    what load_prefix reads. Its metadata say which task and which model, and its scores
 """
 
-import hashlib
 import json
 import os
 from pathlib import Path
@@ -14,21 +13,12 @@ import metrics
 from gpt2 import GPT2
 from harness.files import InputError, lock_folder, read_text
 from harness.report import scaled
-from harness.runs import load_run, trained_file
+from harness.runs import fingerprint, load_run, trained_file
 from harness.safetensors import read_safetensors, write_safetensors
 from harness.settings import Settings
 from prefix import MODES, load_prefix
 from tasks import Shelf, check_name
 from weights import load_model
-
-
-def fingerprint(model: GPT2) -> str:
-    """Changes with GPT-2's weights: of its embeddings and LayerNorms, which no number format rounds."""
-    digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        if any(part in name for part in ("wte", "wpe", "ln_", "embed", "norm")):
-            digest.update(tensor.detach().float().cpu().contiguous().view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
 def files_of(folder: Path) -> dict[str, Path]:
@@ -80,6 +70,8 @@ def put(run: str | Path, task: str, shelf: str | None = None) -> Path:
         about |= {"task": task, "model": settings.model, "fingerprint": fingerprint(model)}
         if settings.weights is not None:
             about["weights"] = settings.weights
+        if settings.reverse:
+            about["reads"] = "a sentence"
         if scores.exists():
             about["scores"] = json.dumps(json.loads(read_text(scores)))
         if path.exists() and read_safetensors(path)[1] == about:
@@ -120,6 +112,8 @@ def load_shelf(folder: str | Path, **changes) -> tuple[Settings, GPT2, Shelf]:
     for name, path in files.items():
         check_model(path, about[name], of_model)
         shelf.add(name, load_prefix(path, model.config))
+        if about[name].get("reads") == "a sentence":
+            shelf.reverse.add(name)
     return settings, settings.engine.to_device_and_freeze(model, shelf.requires_grad_(False)).eval(), shelf
 
 

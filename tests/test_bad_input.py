@@ -22,6 +22,7 @@ from tiny import write_config, write_data
 import evaluate
 import metrics.meteor
 import train
+from e2e_data import find_split
 from gpt2 import GPT2, GPT2Config
 from harness import loop
 from harness.safetensors import read_safetensors, write_safetensors
@@ -501,6 +502,33 @@ def test_resuming_with_another_model_is_refused(world, place, refused):
     write_safetensors(model / "model.safetensors", changed, about)
     complaint = refused(train.main, [*argv, "--resume"])
     assert_says(complaint, str(place / "own"), "model's weights have changed", "restore them")
+
+
+@pytest.mark.parametrize("mode", ["prefix", "prefix+lora"])
+def test_evaluating_a_run_on_other_weights_is_refused_unless_they_are_named(world, place, refused, mode):
+    model = shutil.copytree(world / "model", place / "model")
+    argv = flags(world, place / "data", place / "own", "--model", model, "--mode", mode, "--max_steps", 2, "--no_eval")
+    train.main(argv)
+    tensors, about = read_safetensors(model / "model.safetensors")
+    changed = {key: tensor * 2 if key.endswith("wte.weight") else tensor.clone() for key, tensor in tensors.items()}
+    write_safetensors(model / "model.safetensors", changed, about)
+    asked = ["--run", place / "own", "--table", "name : Lotus"]
+    assert_says(refused(evaluate.main, asked), str(place / "own"), "was learned on other weights", "restore them")
+    evaluate.main([str(word) for word in (*asked, "--weights", model)])
+    evaluate.main([str(word) for word in (*asked, "--model", model)])
+
+
+def test_resuming_with_other_validation_data_is_refused(world, place, refused):
+    data = shutil.copytree(place / "data", place / "other")
+    argv = flags(world, data, place / "own")
+    with pytest.MonkeyPatch.context() as patch:
+        kill(patch, in_step=3)
+        with pytest.raises(Killed):
+            train.main(argv)
+    file = find_split(data, "valid")
+    file.write_text(file.read_text() + "name : Lotus||Lotus is a pub .\n")
+    complaint = refused(train.main, [*argv, "--resume"])
+    assert_says(complaint, str(place / "own"), "validation examples have changed", "restore them")
 
 
 def test_a_resumed_run_removes_what_a_killed_one_left_half_written(world, place):

@@ -139,8 +139,8 @@ def test_an_end_token_written_in_the_text_is_ordinary_text(world):
 def test_an_example_longer_than_the_context_is_named(world):
     tokenizer = load_tokenizer(str(world / "model"))
     said = (
-        "example 2.* has 7[0-9] tokens, but only 40 fit into the model.s context after the prefix: 'name : B"
-        ".*smaller --prefix_len"
+        "example 2.* has 7[0-9] tokens, but only 40 fit into the model.s context: 'name : B"
+        ".*leave out what is too long with --skip_long"
     )
     with pytest.raises(InputError, match=said):
         encode(tokenizer, [Example("name : A", "A ."), Example("name : B | " + "q " * 30, "B .")], room=40)

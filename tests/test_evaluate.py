@@ -212,9 +212,28 @@ def test_progress_needs_no_standard_error(monkeypatch):
     Progress("decoded", 6, "tables")(3)
 
 
-def test_a_table_as_the_model_reads_it_may_have_brackets(run):
-    source = "name : Lotus [closed] | food : Thai"
-    assert evaluate.writer_of(run=run).prepare(source) == source
+def test_only_a_table_in_e2es_notation_is_converted(run):
+    writer = evaluate.writer_of(run=run)
+    for source in ("name : Lotus [closed] | food : Thai", "food : Thai | name : Lotus [closed]"):
+        assert writer.prepare(source) == source
+    assert writer.prepare("food[Thai], name[Lotus : closed]") == "name : Lotus : closed | food : Thai"
+    with pytest.raises(InputError, match="the table: not a table such as"):
+        writer.prepare("Lotus serves [sic")
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 70])
+def test_requests_are_decoded_as_many_at_a_time_as_asked(run, tmp_path, monkeypatch, batch_size):
+    sizes = []
+
+    def counted(model, prompts, *args, **options):
+        sizes.append(len(prompts))
+        return beam_search(model, prompts, *args, **options)
+
+    monkeypatch.setattr(evaluate, "beam_search", counted)
+    (tmp_path / "in.txt").write_text("name : Lotus\n" * 71)
+    words = ["--run", str(run), "--tables", str(tmp_path / "in.txt"), "--out", str(tmp_path / "out.txt")]
+    main([*words, "--batch_size", str(batch_size), "--beam_size", "1", "--max_new_tokens", "1"])
+    assert sum(sizes) == 71 and max(sizes) == batch_size
 
 
 def test_the_files_of_an_evaluation_on_the_papers_data_are_named_after_it(run):

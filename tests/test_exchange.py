@@ -427,10 +427,10 @@ def test_what_has_no_counterpart_is_refused(runs, tmp_path, capsys):
     finetuned = runs("finetune")
     assert "is fine-tuned, and PEFT keeps small parts only: export the model with --hub" in refused(finetuned, "--peft")
     assert "changes no weights of its model: export its prefix with --peft" in refused(runs("prefix"), "--hub")
-    assert "PEFT has nothing that computes what an infix does" in refused(runs("infix"), "--peft")
+    assert "PEFT has no counterpart of an infix" in refused(runs("infix"), "--peft")
     mixture = runs("prefix+lora+adapter")
     for flag in ("--peft", "--hub"):
-        assert "PEFT has nothing that computes what an adapter does" in refused(mixture, flag)
+        assert "PEFT has no counterpart of an adapter" in refused(mixture, flag)
     (finetuned / "summary.json").unlink()
     assert "has no finished model.safetensors" in refused(finetuned, "--hub")
     assert "is not a run: it has no settings.json" in refused(tmp_path / "nothing", "--peft")
@@ -494,7 +494,13 @@ DAMAGE = {
     "DoRA": ("lora", lambda f: change_config(f, use_dora=True), "a LoRA with use_dora True is not read here"),
     "PiSSA": ("lora", lambda f: change_config(f, init_lora_weights="pissa"), "with init_lora_weights 'pissa'"),
     "alpha": ("lora", lambda f: change_config(f, lora_alpha="much", alpha_pattern={}), "its lora_alpha is 'much'"),
-    "a pattern": ("lora", lambda f: change_config(f, alpha_pattern={"(": 1}), "its lora_alpha is"),
+    "a pattern": ("lora", lambda f: change_config(f, alpha_pattern={"(": 1}), "its alpha_pattern is {'(': 1}"),
+    "another rank": ("lora", lambda f: change_config(f, r=64, rank_pattern={}), "says 64: the two files do not belong"),
+    "another rank somewhere": (
+        "lora",
+        lambda f: change_config(f, rank_pattern={r"h\.1\.attn\.c_attn": 64, "attn.c_attn": 6}),
+        "at transformer.h.1.attn.c_attn, but adapter_config.json says 64",
+    ),
     "another projection": (
         "lora",
         lambda f: change_tensors(f, lambda t: {key.replace("c_attn", "q_proj"): x for key, x in t.items()}),

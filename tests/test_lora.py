@@ -389,6 +389,9 @@ def test_bad_files_are_refused_with_a_sentence(tmp_path):
     with pytest.raises(InputError, match="was made for 3 layers of 4 heads .* but this model has 3 layers of 8 heads"):
         LoRA.load(path, GPT2Config(3, 8, 32, 64, 101))
     name = "lora.1.q.A"
+    write_safetensors(path, tensors | {name: torch.full((32, 4), torch.nan)}, about)
+    with pytest.raises(InputError, match="lora.1.q.A"):
+        LoRA.load(path, CONFIG)
     for changed, metadata in (
         ({key: tensor for key, tensor in tensors.items() if key != name}, about),
         (tensors | {name: torch.zeros(32, 5)}, about),

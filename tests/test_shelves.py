@@ -145,6 +145,15 @@ def test_a_run_that_is_scored_after_it_was_put_on_the_shelf_brings_its_scores_th
     assert f"ROUGE_L {100 * run['ROUGE_L']:.2f}" in shelves.describe(tmp_path / "mine")
 
 
+def test_a_sentence_with_brackets_is_read_as_it_is(shelf):
+    """By the reverse task, its run, and the plain GPT-2; `x [y]` would be a table in E2E's notation."""
+    sentence = "Lotus serves food [Thai]"
+    writer = evaluate.writer_of(shelf=shelf)
+    assert writer.prepare(f"<|table|> {sentence}") == f"<|table|> {sentence}" and writer.prepare(sentence) == sentence
+    assert writer.prepare(f"<|e2e|> {sentence}") == "<|e2e|> Lotus serves food : Thai"
+    assert evaluate.writer_of(run=shelf.parent / "runs" / "table").prepare(sentence) == sentence
+
+
 def test_a_run_itself_answers_a_file_too(shelf, tmp_path, capsys):
     run = shelf.parent / "runs" / "e2e"
     (tmp_path / "in.csv").write_text('mr,note\n"name[Lotus], food[Thai]",x\n"food[Indian], name[Lotus]",y\n')
