@@ -101,7 +101,7 @@ def load_config(name: str) -> GPT2Config | LlamaConfig:
             return llama_files.config_of_hub(stated, folder)
         for key, ours in FIXED.items():
             if stated.get(key, ours) != ours:
-                raise InputError(f"{path}: its {key} is {stated[key]!r}, not {ours!r}, as GPT-2's: use another model")
+                raise InputError(f"{path}: its {key} is {stated[key]!r}, but a GPT-2 has {ours!r}: use another model")
         n_positions = stated["n_positions"] if "n_positions" in stated else stated["n_ctx"]
         vocab_size = stated["vocab_size"] if "vocab_size" in stated else stated["n_vocab"]
         numbers = (stated["n_layer"], stated["n_head"], stated["n_embd"], n_positions, vocab_size)

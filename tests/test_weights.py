@@ -477,7 +477,7 @@ def test_a_config_is_read_under_both_names(tmp_path):
         (stated(vocab_size=None), "positive and whole"),
         (stated(vocab_size=True), "positive and whole"),
         (stated(n_head=3), "n_embd a multiple of n_head"),
-        (stated(model_type="mistral"), "its model_type is 'mistral', not 'gpt2', as GPT-2's: use another model"),
+        (stated(model_type="mistral"), "its model_type is 'mistral', but a GPT-2 has 'gpt2': use another model"),
         (stated(activation_function="relu"), "its activation_function is 'relu'"),
         (stated(layer_norm_epsilon=1e-6), "its layer_norm_epsilon is 1e-06"),
         (stated(scale_attn_by_inverse_layer_idx=True), "its scale_attn_by_inverse_layer_idx is True"),
