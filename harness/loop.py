@@ -219,9 +219,10 @@ class Run:
     def check_finite(self, what: str, value: float) -> None:
         """End a run that has diverged, before a bad checkpoint replaces the last good one."""
         if not math.isfinite(value):
-            lr = self.settings.lr
+            s = self.settings
+            decay = f" or --weight_decay (it is {s.weight_decay:g})" if s.weight_decay else ""
             raise InputError(
-                f"the {what} is {value} after {self.n} steps: lower --lr (it is {lr:g}), with another --out"
+                f"the {what} is {value} after {self.n} steps: lower --lr (it is {s.lr:g}){decay}, with another --out"
             )
 
     def write_log(self, lr: float, norm: float) -> None:

@@ -340,6 +340,12 @@ def test_unknown_flags_and_malformed_values_are_refused_by_argparse(place, main,
     assert content(place) == before
 
 
+def test_training_that_weight_decay_makes_diverge_names_it(world, place, capsys):
+    with pytest.raises(SystemExit):
+        train.main(flags(world, place / "data", place / "new", "--weight_decay", "1e30", "--lr", "1"))
+    assert_says(capsys.readouterr().err, "lower --lr (it is 1) or --weight_decay (it is 1e+30), with another --out")
+
+
 @pytest.mark.parametrize("wrong", ["--lr 1e30", "--lr 1e38 --max_steps 1", "--lr 1e38 --max_steps 1 --keep best"])
 @pytest.mark.parametrize("mode", ["prefix", "finetune"])
 def test_training_that_diverges_ends_with_a_sentence_and_keeps_no_weights(world, place, capsys, mode, wrong):
@@ -347,7 +353,8 @@ def test_training_that_diverges_ends_with_a_sentence_and_keeps_no_weights(world,
         train.main(flags(world, place / "data", place / "new", "--mode", mode, *wrong.split()))
     complaint = capsys.readouterr().err
     assert ended.value.code == 2 and complaint.startswith("error: ") and complaint.count("\n") == 1, complaint
-    assert_says(complaint, "loss is", "lower --lr")
+    assert_says(complaint, "loss is", "lower --lr (it is 1e+3")
+    assert "--weight_decay" not in complaint
     assert not [path.name for path in (place / "new").iterdir() if path.suffix == ".safetensors"]
 
 
