@@ -817,6 +817,15 @@ def test_without_meteors_tables_there_is_a_dash_and_the_samples_go_by_rouge(worl
     assert [cell.strip() for cell in row.split("|")][6] == "–"
 
 
+def test_few_data_are_drawn_if_there_are_two_numbers_of_examples():
+    from experiments import figures  # needs matplotlib
+
+    row = {"BLEU": "0.5", "model": "tiny"}
+    cells = {f"low500-{mode}": summary.Summary("", [row]) for mode in ("prefix", "finetune")}
+    assert figures.low_data(Path(), cells) is None
+    assert figures.low_data(Path(), cells | {"low50-prefix": summary.Summary("", [row])}) is not None
+
+
 def test_without_matplotlib_there_are_tables_and_no_figures(made, tmp_path, monkeypatch, capsys):
     shutil.copytree(made / "tiny", tmp_path / "tiny", ignore=shutil.ignore_patterns("*.md", "figures"))
     monkeypatch.delitem(sys.modules, "experiments.figures")
