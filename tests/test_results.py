@@ -524,7 +524,8 @@ def test_smollm2s_findings_state_the_prefix_lengths_and_lora_and_what_was_traine
     assert cells["infix10"].mean("valid_loss") - cells["prefix5"].mean("valid_loss") < 0.01
     one, five, twenty = (100 * cells[f"prefix{P}"].mean("BLEU") for P in (1, 5, 20))
     assert f"BLEU rises by {five - one:.1f} from P = 1 to 5" in SMOLLM2
-    ten = 100 * cells["prefix10"].mean("BLEU")
+    three, ten = (100 * cells[f"prefix{P}"].mean("BLEU") for P in (3, 10))
+    assert one < three < five and "with P = 3 in between" in told
     assert all(0 < longer - five < 100 * cells["prefix5"].spread("BLEU") for longer in (ten, twenty))
     losses = [f"{cells[f'prefix{P}'].mean('valid_loss'):.2f}" for P in (5, 10, 20)]
     assert "falls a little, from {} to {} and {}".format(*losses) in told
