@@ -540,7 +540,7 @@ def test_an_adapter_of_an_unknown_model_needs_model_and_one_of_another_size_is_r
     for kind in ("prefix", "lora"):
         write_adapter(tmp_path / kind, make(kind, model.config), "somebody/her-gpt2")
         given = ["--run", tmp_path / kind, "--table", "name : Lotus"]
-        assert "name --model" in status_and_message(evaluate.main, *given, capsys=capsys)
+        assert "name it with --model" in status_and_message(evaluate.main, *given, capsys=capsys)
         message = status_and_message(evaluate.main, *given, "--model", "mini", capsys=capsys)
         assert "use the model it was trained with" in message
 
