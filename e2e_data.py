@@ -7,9 +7,9 @@ The paper's files hold one example a line, `source||target`:
     name : Blue Spice | Type : pub | area : riverside||Blue Spice is a pub in the riverside area .
 
 The official release is CSV, `mr,ref`, with tables like `name[Blue Spice], eatType[pub], area[riverside]`, which are
-converted to the source string above. Its sentences are kept as they are, which is not tokenised ("family-friendly."
-where the paper's files have "family - friendly ."). This moves BLEU by points, so scores on the two kinds of references
-are not comparable.
+converted to the source string above. Its sentences are kept as they are, untokenised ("family-friendly." where the
+paper's files have "family - friendly ."). This moves BLEU by points, so scores on the two kinds of references are not
+comparable.
 
 The model reads (section 5.3 and the paper's code; <|endoftext|> is the separator and the end token):
 

@@ -92,7 +92,7 @@ def decode(
 
 
 def decode_with(engine: Engine, model: GPT2, tokenizer: tiktoken.Encoding, sources: list[str], **options) -> list[str]:
-    """`decode` as the engine says: plain or fast, fp32 or bf16 (harness/door.py). The model can only decode then."""
+    """`decode` as the engine says: plain or fast, fp32 or bf16. Afterwards the model can only decode."""
     search = engine.in_precision(decode)
     next_words = engine.choose(NextWords, model)
     return search(engine.ready_to_decode(model), tokenizer, sources, next_words=next_words, **options)

@@ -294,8 +294,7 @@ def prefix_of_tensors(
     """The prefix of a file's tensors and metadata. Raises InputError as `load_prefix` does."""
     if mode not in MODES or list(tensors) != [mode]:
         raise InputError(
-            f"{path} does not hold a prefix (its mode is {mode!r}): name the file of a run with --mode"
-            f" {', '.join(MODES)}"
+            f"{path} does not hold a prefix (its mode is {mode!r}): name a file that holds one of {', '.join(MODES)}"
         )
     values = tensors[mode]  # [P, row_size]
     if metadata.get("made_for") != config.shape:

@@ -135,7 +135,8 @@ def save_learned(model: GPT2, prefix: Prefix | Parts | None, path: Path, mode: s
 
 
 def fingerprint(model: GPT2) -> str:
-    """Changes with GPT-2's weights: of its embeddings and LayerNorms, which no number format rounds."""
+    """A hash of a model's embeddings and norms, which no number format rounds. It tells models of one shape apart, but
+    not two that differ in their projections only (before and after a LoRA is merged)."""
     digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():
         if any(part in name for part in ("wte", "wpe", "ln_", "embed", "norm")):
